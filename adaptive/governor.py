@@ -1,0 +1,403 @@
+"""The budget governor: which level, which batch, and whether to learn, so that deadlines hold.
+
+Every sample already has its mandatory answer; the governor spends what time is left on a better
+one. It knows levels only by index and cost (0 is the cheapest compiled level, -1 the mandatory
+answer alone), asks nobody for the time, and is plain Python: deciding and observing together
+must stay below 20 us (`tests/benchmarks/bench_governor.py`).
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import exp, inf, isfinite, log
+from typing import NamedTuple
+
+from adaptive.slowdown import (
+    CORRECTION_MAX,
+    LOW,
+    OFTEN,
+    STEP,
+    USUAL,
+    Slowdown,
+    Tail,
+    believed,
+    margin,
+    new,
+    track,
+    widen,
+)
+
+
+class Mode(IntEnum):
+    """How far the governor trusts the compiled levels."""
+
+    NORMAL = 0  # every level
+    DEGRADED = 1  # the cheapest compiled level at most
+    FALLBACK = 2  # the mandatory answer alone, and a probe now and then
+
+
+Row = tuple[float, ...]  # one number for each level
+
+NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
+
+
+class Decision(NamedTuple):
+    """What to do with the head of the queue."""
+
+    level: int  # -1: the mandatory answer alone
+    batch: int  # how many to take from the head of the queue
+    probe: bool = False  # expected to be late: publish the mandatory answer first
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the governor aims at.
+
+    Attributes:
+        epsilon: Accepted share of refined answers that come too late.
+        guard_ms: Kept free for publishing [ms].
+        utilisation: Share of the slack that draining a backlog may take.
+        clearance: Going up a level needs this ratio of room to cost; going down needs none.
+        release: How fast a slowdown is forgotten [nats of slowdown per completion].
+        probe_ms: After so long without a compiled level one is tried [ms]; doubles each time.
+        probe_limit_ms: Longest time between two such probes [ms].
+        recover_ms: How long a failure caps the level [ms]; doubles with each further failure.
+        recover_limit_ms: Longest such time [ms].
+    """
+
+    epsilon: float = 1e-3
+    guard_ms: float = 0.5
+    utilisation: float = 0.85
+    clearance: float = 1.1
+    release: float = 0.06
+    probe_ms: float = 50.0
+    probe_limit_ms: float = 500.0
+    recover_ms: float = 500.0
+    recover_limit_ms: float = 30_000.0
+
+    def __post_init__(self):
+        wanted = {
+            "epsilon": (0.0 < self.epsilon < OFTEN, f"between 0 and {OFTEN}; 0.001 is usual"),
+            "guard_ms": (0.0 <= self.guard_ms < inf, "0 or more"),
+            "utilisation": (0.0 < self.utilisation <= 1.0, "above 0 and at most 1"),
+            "clearance": (1.0 <= self.clearance < inf, "1 or more"),
+            "release": (0.0 < self.release < inf, "positive"),
+            "probe_ms": (0.0 < self.probe_ms <= self.probe_limit_ms, "in (0, probe_limit_ms]"),
+            "recover_ms": (0.0 < self.recover_ms <= self.recover_limit_ms, "in (0, its limit]"),
+        }
+        for name, (good, what) in wanted.items():
+            if not good:
+                raise ValueError(f"governor.{name} must be {what}, got {getattr(self, name)!r}.")
+
+
+class Ladder(NamedTuple):
+    """Nominal costs as measured at the start, and what of the settings every decision needs."""
+
+    buckets: tuple[int, ...]  # batch sizes, ascending
+    log_costs: tuple[Row, ...]  # [buckets][levels] ln of seconds
+    guard: float  # [s] kept free for publishing
+    clear: float  # ln of the clearance
+    depth: float  # ln of how much rarer epsilon is than where the tail begins
+
+
+class Health(NamedTuple):
+    """The mode, and what it takes to leave it."""
+
+    mode: Mode = Mode.NORMAL
+    cause: str = ""  # a short constant; empty when NORMAL
+    until: float = -inf  # [s] the mode lasts until then at least
+    backoff: float = 0.0  # [s] how long the last one lasted
+
+
+class State(NamedTuple):
+    """All that the governor remembers."""
+
+    slowdown: Slowdown
+    tail: Tail
+    deltas: Row  # [levels] by how much each departs from the shared slowdown
+    used: float = 0.0  # log slowdown that the last decision reckoned with
+    level: int = -1  # of the last decision
+    probing: bool = False  # the call in flight is a probe
+    observed: float = -inf  # [s] time of the last completion
+    interval: float = 0.0  # [s] typical time between completions
+    exceeded: float = 0.0  # running share of completions above the margin, over about 1000
+    probe_at: float = -inf  # [s] from then on a probe may be made
+    probe_gap: float = 0.0  # [s] between probes
+    health: Health = Health()
+
+
+def ladder(settings: Settings, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> Ladder:
+    """Check nominal costs and bring them into the form that decisions need.
+
+    Args:
+        settings: What to aim at.
+        costs: For each level [s], or [s] by batch size; cheapest first.
+
+    Raises:
+        ValueError: No level, batch sizes that differ between levels, or a cost that is none.
+    """
+    rows = [row if isinstance(row, Mapping) else {1: row} for row in costs]
+    if not rows or not rows[0]:
+        raise ValueError("governor: costs must hold at least one level, got none. Warm up first.")
+    buckets = tuple(sorted(rows[0]))
+    for level, row in enumerate(rows):
+        if tuple(sorted(row)) != buckets or buckets[0] < 1:
+            raise ValueError(
+                f"governor: every level must be measured at the same batch sizes, got "
+                f"{sorted(row)} at level {level} and {list(buckets)} at level 0."
+            )
+        for bucket, cost in row.items():
+            if not (isfinite(cost) and cost > 0.0):
+                raise ValueError(
+                    f"governor: the cost of level {level} at batch {bucket} must be a positive "
+                    f"number of seconds, got {cost!r}. It is measured by the warm-up."
+                )
+    return Ladder(
+        buckets,
+        tuple(tuple(log(row[bucket]) for row in rows) for bucket in buckets),
+        1e-3 * settings.guard_ms,
+        log(settings.clearance),
+        log(OFTEN / settings.epsilon),
+    )
+
+
+def decide(
+    settings: Settings, ladder: Ladder, state: State, slack: float, queue: int, now: float
+) -> tuple[State, Decision]:
+    """Pick the highest level that fits what slack is left, with the margin of the tail.
+
+    The batch is all of the queue that a bucket holds. When not even the cheapest level fits for
+    so many, fewer are taken at the cheapest level. With more waiting than one batch holds, the
+    typical cost of draining the whole queue must fit too, unless the level is the cheapest. So
+    for a given state the level never falls when the slack grows.
+
+    Args:
+        settings: What to aim at.
+        ladder: Nominal costs.
+        state: What was learned from earlier completions.
+        slack: [s] left until the earliest deadline in the queue.
+        queue: How many wait, the head included.
+        now: [s].
+    """
+    slowdown, tail, deltas, _, last, _, observed, interval, exceeded, probe_at, gap, health = state
+    mode = health.mode
+    if mode == DEGRADED and now >= health.until:
+        mode, health = NORMAL, health._replace(mode=NORMAL, cause="")
+    buckets, log_costs, guard, clear, depth = ladder
+    base = believed(slowdown)
+    budget = slack - guard
+    level, batch, probing = -1, 1 if queue > 0 else 0, False
+    if budget > 0.0 and queue > 0:
+        if mode != FALLBACK:
+            size = bisect_left(buckets, queue)
+            if size == len(buckets):
+                size -= 1
+            cap = 0 if mode == DEGRADED else len(deltas) - 1
+            room = log(budget) - base - margin(tail, depth)
+            level = _highest(log_costs[size], deltas, room, cap, last, clear)
+            if level > 0 and queue > buckets[size]:
+                rounds = -(-queue // buckets[size])
+                spare = log(settings.utilisation * budget / rounds) - base
+                level = max(0, _highest(log_costs[size], deltas, spare, level, last, clear))
+            while level < 0 and size > 0:
+                size -= 1
+                level = _highest(log_costs[size], deltas, room, 0, last, clear)
+            if level >= 0:
+                batch = min(queue, buckets[size])
+        if slowdown.hold_left:
+            slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
+    if level >= 0:
+        gap = 1e-3 * settings.probe_ms
+        probe_at = now + gap
+    elif now >= probe_at and queue > 0 and (mode != FALLBACK or now >= health.until):
+        # Nothing is learned from mandatory answers, so a slowdown once believed would stay.
+        level, batch, probing = 0, min(queue, ladder.buckets[0]), True
+        gap = 1e-3 * min(max(2e3 * gap, settings.probe_ms), settings.probe_limit_ms)
+        probe_at = now + gap
+    state = new(State, (
+        slowdown, tail, deltas, base, level, probing,
+        observed, interval, exceeded, probe_at, gap, health,
+    ))  # fmt: skip
+    return state, new(Decision, (level, batch, probing))
+
+
+def _highest(costs: Row, deltas: Row, room: float, cap: int, last: int, clear: float) -> int:
+    """Return the highest level up to `cap` whose log cost fits `room`, or -1."""
+    for level in range(cap, -1, -1):
+        if costs[level] + deltas[level] + (clear if level > last else 0.0) <= room:
+            return level
+    return -1
+
+
+def observe(
+    settings: Settings,
+    ladder: Ladder,
+    state: State,
+    level: int,
+    batch: int,
+    cost: float,
+    now: float,
+) -> State:
+    """Learn from what a call really cost: `z = ln(cost / nominal) - delta[level]`.
+
+    Every call informs every level, by the shared slowdown; what only this level departs by goes
+    to its delta. Two alarms cap the level: a margin exceeded ten times as often as asked for
+    (DEGRADED), and a correction at its limit (FALLBACK).
+
+    Args:
+        settings: What to aim at.
+        ladder: Nominal costs.
+        state: After the decision.
+        level: The level that ran; nothing is learned from -1.
+        batch: How many were in the call.
+        cost: [s] of wall time until the result was on the host; nothing is learned from none.
+        now: [s] when the call ended.
+    """
+    if level < 0 or not 1e-9 < cost < 1e6:
+        return state
+    slowdown, tail, deltas, used, last, probing, observed, interval = state[:8]
+    share, probe_at, gap, health = state[8:]
+    buckets, log_costs, _, _, depth = ladder
+    size = bisect_left(buckets, batch)
+    if size == len(buckets):
+        size -= 1
+    z = log(cost) - log_costs[size][level] - deltas[level]
+    # The slowdown drifts with the time since the last completion, in units of the usual time.
+    elapsed = now - observed if observed > -inf else interval
+    interval += 0.05 * (elapsed - interval)
+    age = elapsed / interval if interval > 0.0 else 1.0
+    age = 1.0 if age < 1.0 else 20.0 if age > 20.0 else age
+
+    epsilon = settings.epsilon
+    exceeded = z > used + margin(tail, depth)
+    slowdown, residual, kind = track(slowdown, z, age, probing, settings.release)
+    tail = widen(tail, residual, kind, exceeded, probing, epsilon)
+    if kind == USUAL and len(deltas) > 1:
+        delta = deltas[level] + 0.02 * (residual - slowdown.bias)
+        delta = -0.3 if delta < -0.3 else 0.3 if delta > 0.3 else delta
+        deltas = (*deltas[:level], delta, *deltas[level + 1 :])
+
+    if probing:
+        if slowdown.lows or kind == LOW:
+            # Good news: look again soon rather than after the back-off.
+            gap = 1e-3 * settings.probe_ms
+            probe_at = min(probe_at, now + gap)
+        if health.mode == FALLBACK:
+            health = health._replace(mode=DEGRADED, until=now + health.backoff)
+    else:
+        share += 1e-3 * ((1.0 if exceeded and kind != STEP else 0.0) - share)
+        if tail.correction >= CORRECTION_MAX and health.mode != FALLBACK:
+            health = _worse(settings, health, FALLBACK, "margin", now)
+        elif share > 10 * epsilon and health.mode == NORMAL:
+            health, share = _worse(settings, health, DEGRADED, "exceeded", now), 0.0
+    return new(
+        State,
+        (slowdown, tail, deltas, used, last, False, now, interval, share, probe_at, gap, health),
+    )
+
+
+def _worse(settings: Settings, health: Health, mode: Mode, cause: str, now: float) -> Health:
+    """Enter a worse mode, for twice as long as the last time unless that was long ago."""
+    first = 1e-3 * settings.recover_ms
+    again = health.mode != NORMAL or now - health.until <= health.backoff
+    backoff = min(2 * health.backoff, 1e-3 * settings.recover_limit_ms) if again else first
+    return Health(mode, cause, now + backoff, backoff)
+
+
+def fail(settings: Settings, state: State, cause: str, now: float) -> State:
+    """Cap the level after a failed call: first the cheapest level, then mandatory answers."""
+    mode = DEGRADED if state.health.mode == NORMAL else FALLBACK
+    health = _worse(settings, state.health, mode, cause, now)
+    return state._replace(health=health, probing=False)
+
+
+class Governor:
+    """Decides and observes; holds the settings, the nominal costs and the state together.
+
+    One call to a compiled level is in flight at a time: `decide`, then `observe` or `failed`.
+    """
+
+    def __init__(self, settings: Settings | None = None):
+        self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0, 0.0)
+        self.state = State(Slowdown(), Tail(), ())
+
+    def init(self, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> State:
+        """Start anew from measured nominal costs; see `ladder`."""
+        self.ladder = ladder(self.settings, costs)
+        self.state = State(Slowdown(), Tail(), (0.0,) * len(costs))
+        return self.state
+
+    @property
+    def mode(self) -> Mode:
+        """The present mode."""
+        return self.state.health.mode
+
+    @property
+    def cause(self) -> str:
+        """Why the mode is not NORMAL, a short constant; empty if it is."""
+        return self.state.health.cause
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """Pick level and batch for the head of the queue; see the function `decide`."""
+        self.state, decision = decide(self.settings, self.ladder, self.state, slack, queue, now)
+        return decision
+
+    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
+        """Learn from what the call cost [s]; see the function `observe`."""
+        self.state = observe(self.settings, self.ladder, self.state, level, batch, cost, now)
+
+    def failed(self, cause: str, now: float) -> None:
+        """Take note that the call failed (crashed, not finite, compiled); caps the level."""
+        self.state = fail(self.settings, self.state, cause, now)
+
+    def predict(self, level: int, batch: int) -> tuple[float, float]:
+        """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
+        size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
+        usual = self.ladder.log_costs[size][level] + self.state.deltas[level]
+        usual += believed(self.state.slowdown)
+        return exp(usual), exp(usual + margin(self.state.tail, self.ladder.depth))
+
+    def may_learn(self, idle: float, cost: float) -> bool:
+        """Say whether a learning step fits, almost surely, before the next sample needs the CPU.
+
+        Args:
+            idle: [s] predicted until then, with nothing waiting.
+            cost: [s] of the step, nominal.
+        """
+        slowdown = self.state.slowdown
+        budget = idle - self.ladder.guard
+        if self.state.health.mode != NORMAL or slowdown.hold_left or budget <= 0.0:
+            return False
+        return cost * exp(slowdown.held + margin(self.state.tail, self.ladder.depth)) <= budget
+
+    def snapshot(self) -> dict[str, float]:
+        """Return what was learned, for a checkpoint.
+
+        Times are left out, since the next process has another clock, and so is the mode: a
+        restart is a fresh chance.
+        """
+        flat = {f"slowdown.{k}": float(v) for k, v in self.state.slowdown._asdict().items()}
+        flat |= {f"tail.{k}": float(v) for k, v in self.state.tail._asdict().items()}
+        flat |= {f"delta.{k}": v for k, v in enumerate(self.state.deltas)}
+        return flat | {"interval": self.state.interval}
+
+    def restore(self, snapshot: Mapping[str, float]) -> None:
+        """Go on from a snapshot, after `init`; the machine may be another, so doubt its mean.
+
+        Raises:
+            ValueError: The snapshot is not of a governor with as many levels.
+        """
+        deltas = tuple(snapshot[key] for key in snapshot if key.startswith("delta."))
+        wanted = {f"slowdown.{k}" for k in Slowdown._fields} | {f"tail.{k}" for k in Tail._fields}
+        if len(deltas) != len(self.state.deltas) or not wanted <= snapshot.keys():
+            raise ValueError(
+                f"governor: the snapshot must be of {len(self.state.deltas)} levels, got "
+                f"{len(deltas)} and the keys {sorted(snapshot)}. Start without it."
+            )
+        mean, variance, drift, noise, bias, held, *_ = (
+            snapshot[f"slowdown.{name}"] for name in Slowdown._fields
+        )
+        slowdown = Slowdown(mean, max(variance, Slowdown().variance), drift, noise, bias, held)
+        tail = Tail(*(snapshot[f"tail.{k}"] for k in Tail._fields))
+        self.state = State(slowdown, tail, deltas, interval=snapshot.get("interval", 0.0))

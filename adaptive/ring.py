@@ -1,0 +1,71 @@
+"""Ring buffers whose newest rows lie side by side: each row is written twice, a length apart.
+
+A slice of the newest rows is then contiguous whatever the write position, so no gather and no
+roll is needed. Lengths are powers of two, so that a counter may wrap (see `advance`) without
+moving a row. A `Ring` holds a buffer for every stream of a bank; a `View` is the one of a stream,
+read and written in place: a bank is never copied for one sample. To keep it so, write a ring
+before reading it within a step: a read of what was there before makes XLA copy all of it.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+WRAP = 1 << 29  # samples; every ring length divides it
+
+
+def length_for(rows: int) -> int:
+    """The smallest length of a ring that holds `rows` rows."""
+    return 1 << max(rows - 1, 1).bit_length()
+
+
+class Ring(NamedTuple):
+    """The buffers of all streams."""
+
+    rows: Float[Array, "streams 2 length *shape"]
+
+
+class View(NamedTuple):
+    """The buffer of one stream among all."""
+
+    rows: Float[Array, "streams 2 length *shape"]
+    stream: Int[Array, ""]
+
+    @property
+    def length(self) -> int:
+        """How many rows there are."""
+        return self.rows.shape[2]
+
+
+def init(rows: int, *shape: int) -> Ring:
+    """An empty ring of one stream, all zero, that holds at least `rows` rows of `shape`."""
+    return Ring(jnp.zeros((1, 2, length_for(rows), *shape), jnp.float32))
+
+
+def row(ring: View, count: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Where the row of sample number `count` is."""
+    return count & (ring.length - 1)
+
+
+def push(ring: View, count: Int[Array, ""], new: Float[Array, "*shape"]) -> View:
+    """Write the row of sample number `count`, in one update."""
+    both = jnp.broadcast_to(new, (1, 2, 1, *new.shape))
+    start = (ring.stream, 0, row(ring, count), *(0 for _ in new.shape))
+    return ring._replace(rows=lax.dynamic_update_slice(ring.rows, both, start))
+
+
+def last(ring: View, count: Int[Array, ""], rows: int) -> Float[Array, "rows *shape"]:
+    """Read the `rows` newest rows up to sample number `count`, oldest first."""
+    streams, _, length, *shape = ring.rows.shape
+    if rows > length:
+        raise ValueError(f"the ring holds {length} rows, {rows} were asked for")
+    flat = ring.rows.reshape(streams, 2 * length, *shape)
+    start = (ring.stream, row(ring, count) + length - rows + 1, *(0 for _ in shape))
+    return lax.dynamic_slice(flat, start, (1, rows, *shape))[0]
+
+
+def advance(count: Int[Array, ""]) -> Int[Array, ""]:
+    """The number of the next sample. It wraps, so that int32 lasts for ever at any rate."""
+    return jnp.where(count >= 2 * WRAP - 1, count + 1 - WRAP, count + 1)

@@ -1,0 +1,316 @@
+"""Counters that add up, quantiles and rates: what an agent can say about itself at any moment.
+
+Plain Python, nothing here asks for the time, and everything goes to plain dicts and back, so that
+a restarted agent goes on counting where it was.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from math import ceil, exp, inf, isfinite, log
+from typing import Any
+
+WINDOW = 64  # [samples] within which a late sample is told from one that came twice
+KINDS = ("received", "paired", "too_early_pending", "too_late", "learned")  # of feedback
+
+
+@dataclass(slots=True)
+class Counters:
+    """What became of every sample of one stream; the identity always holds.
+
+        received = full + mandatory + shed + in flight
+
+    Attributes:
+        received: Samples that were taken in.
+        full: Answered at a refined level, whether by the deadline or not.
+        mandatory: Answered by the mandatory score alone.
+        shed: Given up by a named policy, by its name.
+        in_flight: Taken in and not yet answered.
+        missing: Sequence numbers that never came (fewer again when they come late).
+        duplicates: Came twice; not received.
+        restarts: The sensor began to count anew.
+        rejected: Could not be made a sample or feedback, by reason; not received.
+        feedback: Feedback by kind, see `KINDS`.
+        met: Answers by their deadline.
+        missed: Answers after their deadline.
+        alarms: Alarms raised.
+        learn_steps: Learning steps that landed.
+        learn_rejected: Learning steps thrown away, not finite or too large.
+        levels: Answers by level, -1 for the mandatory answer alone.
+        newest: The highest sequence number so far; -1 before the first.
+        newest_time: [s] the sample clock's time of that.
+        seen: Bit k is set if the sequence number `newest - k` was received.
+    """
+
+    received: int = 0
+    full: int = 0
+    mandatory: int = 0
+    shed: dict[str, int] = field(default_factory=dict)
+    in_flight: int = 0
+    missing: int = 0
+    duplicates: int = 0
+    restarts: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    feedback: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    met: int = 0
+    missed: int = 0
+    alarms: int = 0
+    learn_steps: int = 0
+    learn_rejected: int = 0
+    levels: dict[int, int] = field(default_factory=dict)
+    newest: int = -1
+    newest_time: float = -inf
+    seen: int = 0
+
+    def arrived(self, sequence: int, time: float) -> bool:
+        """Count a sample in, and say whether it is new; one that is not must be dropped.
+
+        Gaps in the sequence are missing samples. A number far below the newest is an old sample
+        that came again, unless its time is newer: then the sensor has begun to count anew.
+
+        Args:
+            sequence: The sample's number.
+            time: [s] on the sample's own clock.
+        """
+        behind = self.newest - sequence
+        if self.newest < 0 or (behind >= WINDOW and time > self.newest_time):
+            self.restarts += self.newest >= 0
+            self.newest, self.newest_time, self.seen = sequence, time, 1
+        elif behind < 0:
+            self.missing -= behind + 1
+            self.seen = (self.seen << min(-behind, WINDOW) | 1) & ((1 << WINDOW) - 1)
+            self.newest, self.newest_time = sequence, time
+        elif behind >= WINDOW or self.seen >> behind & 1:
+            self.duplicates += 1
+            return False
+        else:
+            self.seen |= 1 << behind
+            self.missing = max(0, self.missing - 1)
+        self.received += 1
+        self.in_flight += 1
+        return True
+
+    def answered(self, level: int, slack: float) -> None:
+        """Count a sample out.
+
+        Args:
+            level: Of the answer that was given; -1 for the mandatory answer alone.
+            slack: [s] left until the deadline when it was given; negative is a miss.
+        """
+        if level < 0:
+            self.mandatory += 1
+        else:
+            self.full += 1
+        self.in_flight -= 1
+        self.levels[level] = self.levels.get(level, 0) + 1
+        if slack >= 0.0:
+            self.met += 1
+        else:
+            self.missed += 1
+
+    def give_up(self, reason: str, count: int = 1) -> None:
+        """Count samples out that a policy has shed; `reason` names the policy."""
+        self.shed[reason] = self.shed.get(reason, 0) + count
+        self.in_flight -= count
+
+    def reject(self, reason: str) -> None:
+        """Count what could not be made a sample or feedback."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def heard(self, kind: str, count: int = 1) -> None:
+        """Count feedback of one of `KINDS`; a negative count takes back what is pending no more.
+
+        Raises:
+            ValueError: There is no such kind.
+        """
+        if kind not in self.feedback:
+            raise ValueError(f"telemetry: kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        self.feedback[kind] += count
+
+    def check(self, waiting: int | None = None) -> None:
+        """Hold the identity, best against an independent count.
+
+        Args:
+            waiting: How many samples are really held somewhere between inbox and sinks.
+
+        Raises:
+            AssertionError: A sample was lost, or counted twice.
+        """
+        out = self.full + self.mandatory + sum(self.shed.values())
+        waiting = self.in_flight if waiting is None else waiting
+        if self.received != out + waiting or waiting < 0 or waiting != self.in_flight:
+            raise AssertionError(
+                f"telemetry: received must equal full + mandatory + shed + in flight, got "
+                f"{self.received} and {self.full} + {self.mandatory} + {self.shed} + {waiting} "
+                f"(counted in flight: {self.in_flight}). A sample was lost or counted twice."
+            )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything as a dict that JSON can hold."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["newest_time"] = self.newest_time if isfinite(self.newest_time) else None
+        plain["levels"] = {str(level): count for level, count in sorted(self.levels.items())}
+        return {k: dict(v) if isinstance(v, dict) else v for k, v in plain.items()}
+
+    @classmethod
+    def restore(cls, snapshot: Mapping[str, Any], lost: str = "restart") -> "Counters":
+        """Go on from a snapshot.
+
+        What was in flight when it was made died with the old process, unless a spool brings it
+        back: it is shed, with the reason `lost`. Keys that this version does not know are left.
+        """
+        known = {f.name for f in fields(cls)} & snapshot.keys()
+        plain: dict[str, Any] = {name: snapshot[name] for name in known}
+        plain |= {name: dict(plain[name]) for name in ("shed", "rejected") if name in known}
+        plain["feedback"] = dict.fromkeys(KINDS, 0) | dict(plain.get("feedback", {}))
+        plain["levels"] = {int(level): n for level, n in plain.get("levels", {}).items()}
+        if plain.get("newest_time") is None:
+            plain["newest_time"] = -inf
+        counters = cls(**plain)
+        if counters.in_flight:
+            counters.give_up(lost, counters.in_flight)
+        return counters
+
+
+def total(counters: Iterable[Counters]) -> dict[str, Any]:
+    """Add up the snapshots of many streams; what names a place in a sequence is left out."""
+    whole: dict[str, Any] = {}
+    for one in counters:
+        for name, value in one.snapshot().items():
+            if name in ("newest", "newest_time", "seen"):
+                continue
+            if isinstance(value, dict):
+                into = whole.setdefault(name, {})
+                for key, count in value.items():
+                    into[key] = into.get(key, 0) + count
+            else:
+                whole[name] = whole.get(name, 0) + value
+    return whole
+
+
+class Quantiles:
+    """Quantiles of a stream of positive numbers, by a histogram with bins of equal ratio.
+
+    Adding is O(1), memory is fixed, and a quantile is off by a factor of `sqrt(ratio)` at most
+    (between `low` and `high`; outside the extremes seen stand in).
+
+    References:
+        Masson, Rim and Lee, DDSketch, 2019, with fixed bins.
+    """
+
+    __slots__ = ("_log_low", "_scale", "bins", "count", "high", "largest", "low", "smallest", "sum")
+
+    def __init__(self, low: float = 1e-6, high: float = 100.0, ratio: float = 1.04):
+        if not (0.0 < low < high < inf and ratio > 1.0):
+            raise ValueError(
+                "telemetry: quantiles need 0 < low < high and a ratio above 1, got "
+                f"{low!r}, {high!r} and {ratio!r}."
+            )
+        self.low, self.high = low, high
+        self._log_low, self._scale = log(low), 1.0 / log(ratio)
+        self.bins = [0] * (ceil(log(high / low) * self._scale) + 2)  # first below, last above
+        self.count, self.sum, self.smallest, self.largest = 0, 0.0, inf, -inf
+
+    def add(self, value: float) -> None:
+        """Count one value in, such as a latency [s]."""
+        if value >= self.high:
+            n = len(self.bins) - 1
+        elif value >= self.low:
+            n = min(1 + int((log(value) - self._log_low) * self._scale), len(self.bins) - 2)
+        else:  # also when it is not a number: it must show up somewhere
+            n = 0
+        self.bins[n] += 1
+        self.count += 1
+        if isfinite(value):
+            self.sum += value
+            self.smallest = min(value, self.smallest)
+            self.largest = max(value, self.largest)
+
+    def quantile(self, q: float) -> float:
+        """Return the value below which a share of `q` lies; NaN if there is none yet."""
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"telemetry: a quantile must lie between 0 and 1, got {q!r}.")
+        if self.smallest > self.largest:
+            return float("nan")
+        rank, below = max(1, ceil(q * self.count)), 0
+        if rank >= self.count:
+            return self.largest
+        for n, size in enumerate(self.bins):
+            below += size
+            if below >= rank:
+                if n == 0:
+                    return self.smallest
+                if n == len(self.bins) - 1:
+                    return self.largest
+                middle = exp(self._log_low + (n - 0.5) / self._scale)
+                return min(max(middle, self.smallest), self.largest)
+        return self.largest
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what was counted as a dict that JSON can hold."""
+        finite = self.smallest <= self.largest
+        return {
+            "bins": {str(n): size for n, size in enumerate(self.bins) if size},
+            "size": len(self.bins),
+            "sum": self.sum,
+            "extremes": [self.smallest, self.largest] if finite else [],
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Add what a snapshot counted; so several streams can be made one, too.
+
+        Raises:
+            ValueError: The snapshot is of other bins.
+        """
+        if snapshot["size"] != len(self.bins):
+            raise ValueError(
+                f"telemetry: the snapshot must have {len(self.bins)} bins, got "
+                f"{snapshot['size']}. Make the quantiles with the same low, high and ratio."
+            )
+        for n, size in snapshot["bins"].items():
+            self.bins[int(n)] += size
+            self.count += size
+        self.sum += snapshot["sum"]
+        for value in snapshot["extremes"]:
+            self.smallest, self.largest = min(value, self.smallest), max(value, self.largest)
+
+
+class Rate:
+    """Events per second, over about the last `span` [s]."""
+
+    __slots__ = ("_weight", "span", "time", "value")
+
+    def __init__(self, span: float = 10.0):
+        if not 0.0 < span < inf:
+            raise ValueError(f"telemetry: the span of a rate must be positive, got {span!r} s.")
+        self.span, self.value, self.time = span, 0.0, -inf
+        self._weight = 0.0  # how much of the kernel lies within the time seen, 0 to 1
+
+    def add(self, now: float, count: int = 1) -> None:
+        """Count events at the time `now` [s]; a time that runs backwards counts as the last."""
+        self._decay(now)
+        self.value += count / self.span
+
+    def at(self, now: float) -> float:
+        """Return the rate at the time `now` [Hz]; 0 before the first event."""
+        if self.time == -inf:
+            return 0.0
+        kept = exp(-max(0.0, now - self.time) / self.span)
+        weight = 1.0 - (1.0 - self._weight) * kept
+        # In the first hundredth of the span a rate would be a guess: divide by that at least.
+        return self.value * kept / max(weight, 0.01)
+
+    def _decay(self, now: float) -> None:
+        if self.time == -inf:
+            self.time = now
+        kept = exp(-max(0.0, now - self.time) / self.span)
+        self.value *= kept
+        self._weight = 1.0 - (1.0 - self._weight) * kept
+        self.time = max(self.time, now)
+
+    def snapshot(self) -> dict[str, float]:
+        """Return the rate as a dict that JSON can hold, without the time: clocks differ."""
+        return {"value": self.value, "weight": self._weight}
+
+    def restore(self, snapshot: Mapping[str, float], now: float) -> None:
+        """Go on from a snapshot as if it had been made at `now` [s]."""
+        self.value, self._weight, self.time = snapshot["value"], snapshot["weight"], now

@@ -1,0 +1,341 @@
+import math
+import random
+from collections import deque
+from functools import lru_cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive.governor import Governor, Mode, Settings, decide
+
+COSTS = [0.8e-3 * 1.6**level for level in range(6)]
+BATCHED = [{b: cost * b**0.6 for b in (1, 2, 4, 8)} for cost in COSTS]
+
+costs = st.floats(1e-5, 1.0)
+completions = st.lists(st.tuples(st.floats(1e-4, 0.1), st.integers(1, 12), costs), max_size=40)
+
+
+def started(costs=BATCHED, **aims):
+    governor = Governor(Settings(**aims))
+    governor.init(costs)
+    return governor
+
+
+def live(governor, completions):
+    """Drive a governor through arbitrary decisions and costs; return the time after them."""
+    now = 0.0
+    for slack, queue, cost in completions:
+        level, batch, _ = governor.decide(slack, queue, now)
+        now += cost
+        governor.observe(level, batch, cost, now)
+    return now
+
+
+@lru_cache
+def settled_state():
+    governor, draw, now = started(COSTS), random.Random(3), 0.0
+    for _ in range(3000):
+        level, batch, _ = governor.decide(20e-3, 1, now)
+        cost = COSTS[level] * math.exp(draw.gauss(0.0, 0.05))
+        governor.observe(level, batch, cost, now + cost)
+        now += 10e-3
+    return governor.state, now
+
+
+def settled():
+    """Return a governor that has seen a machine as fast as at warm-up, and the time."""
+    governor = started(COSTS)
+    governor.state, now = settled_state()
+    return governor, now
+
+
+@given(completions, st.floats(-0.1, 1.0), st.floats(-0.1, 1.0), st.integers(0, 30))
+@settings(max_examples=40)
+def test_more_slack_never_means_a_lower_level(past, one, other, queue):
+    governor = started()
+    now = live(governor, past)
+    levels = [
+        decide(governor.settings, governor.ladder, governor.state, slack, queue, now)[1].level
+        for slack in sorted((one, other))
+    ]
+    assert levels[0] <= levels[1]
+
+
+@given(completions, st.floats(-0.1, 1.0), st.integers(0, 30))
+@settings(max_examples=40)
+def test_no_level_is_chosen_whose_cost_at_the_tail_exceeds_the_slack(past, slack, queue):
+    governor = started()
+    now = live(governor, past)
+    before = Governor(governor.settings)
+    before.ladder, before.state = governor.ladder, governor.state
+    level, batch, probe = governor.decide(slack, queue, now)
+    if level >= 0 and not probe:
+        typical, safe = before.predict(level, batch)
+        assert typical <= safe * (1 + 1e-9)
+        assert safe <= (slack - 0.5e-3) * (1 + 1e-9)
+    if probe:
+        assert level == 0
+    assert batch <= queue
+
+
+@given(completions)
+@settings(max_examples=40)
+def test_the_same_past_gives_the_same_state(past):
+    one, other = started(), started()
+    live(one, past)
+    live(other, past)
+    assert one.state == other.state
+
+
+@given(st.lists(st.floats(0.0, 1e9) | st.just(math.inf) | st.just(math.nan), max_size=30))
+@settings(max_examples=40)
+def test_no_cost_however_odd_makes_the_state_other_than_finite(odd):
+    governor = started(COSTS)
+    for n, cost in enumerate(odd):
+        governor.decide(0.02, 1, 0.01 * n)
+        governor.observe(2, 1, cost, 0.01 * n)
+    assert all(math.isfinite(value) for value in governor.snapshot().values())
+
+
+def test_a_quiet_machine_reaches_the_highest_level_that_fits():
+    governor, now = settled()
+    assert governor.decide(20e-3, 1, now).level == 5  # 8.4 ms
+    typical, safe = governor.predict(5, 1)
+    assert typical == pytest.approx(COSTS[5], rel=0.1)
+    assert safe < 2 * COSTS[5]
+
+
+def test_a_threefold_step_is_followed_within_three_completions_and_left_again_later():
+    governor, now = settled()
+    before, levels = governor.decide(20e-3, 1, now).level, []
+    for _ in range(4):
+        level, batch, _ = governor.decide(20e-3, 1, now)
+        levels.append(level)
+        governor.observe(level, batch, 3 * COSTS[level], now)
+        now += 20e-3
+    fits = max(level for level in range(6) if 3 * COSTS[level] < 19e-3)
+    assert levels[0] == before == 5
+    assert max(levels[1:]) < fits + 1
+    assert governor.state.slowdown.mean == pytest.approx(math.log(3), abs=0.15)
+    calls = 0
+    while calls < 200:
+        level, batch, _ = governor.decide(20e-3, 1, now)
+        if level == before:
+            break
+        governor.observe(level, batch, COSTS[level], now)
+        now, calls = now + 10e-3, calls + 1
+    assert 8 <= calls <= 50  # slowly, yet within half a second
+
+
+@pytest.mark.parametrize("times", [3.0, 10.0, 100.0])
+def test_a_single_spike_leaves_estimate_and_level_as_they_were(times):
+    governor, now = settled()
+    mean, level = governor.state.slowdown.mean, governor.decide(20e-3, 1, now).level
+    governor.observe(level, 1, times * COSTS[level], now)
+    lowered = governor.decide(20e-3, 1, now).level
+    assert lowered < level  # it might be the first of a step
+    for _ in range(4):
+        now += 10e-3
+        used, batch, _ = governor.decide(20e-3, 1, now)
+        governor.observe(max(used, 0), 1, COSTS[max(used, 0)], now)
+    assert governor.state.slowdown.mean == pytest.approx(mean, abs=0.03)
+    assert governor.decide(20e-3, 1, now).level == level
+
+
+def test_when_all_is_mandatory_probes_find_that_the_machine_has_recovered():
+    governor, now = settled()
+    times, probes, back = 60.0, 0, None
+    for n in range(700):
+        if n == 500:
+            times, probed = 1.0, probes
+        level, batch, probe = governor.decide(20e-3, 1, now)
+        probes += probe
+        if level >= 0:
+            governor.observe(level, batch, times * COSTS[level], now)
+        if n >= 500 and level == 5 and back is None:
+            back = n
+        now += 10e-3
+    assert 5 <= probed <= 30  # five seconds: backed off to one each half second
+    assert back is not None
+    assert back - 500 < 150
+
+
+def test_an_overload_that_nothing_could_meet_leaves_no_margin_behind():
+    governor, now = settled()
+    draw = random.Random(5)
+    for _ in range(1000):
+        level, batch, _ = governor.decide(20e-3, 1, now)
+        times = draw.choice((20.0, 60.0, 200.0))
+        governor.observe(level, batch, times * COSTS[max(level, 0)], now)
+        now += 10e-3
+    for _ in range(500):
+        level, batch, _ = governor.decide(20e-3, 1, now)
+        governor.observe(level, batch, COSTS[max(level, 0)], now)
+        now += 10e-3
+    assert governor.decide(20e-3, 1, now).level >= 4
+
+
+def test_a_backlog_lowers_the_level_but_never_below_the_cheapest_that_fits():
+    governor, now = settled()
+    peek = [
+        decide(governor.settings, governor.ladder, governor.state, 20e-3, queue, now)[1]
+        for queue in (1, 2, 4, 8, 16, 200)
+    ]
+    levels = [decision.level for decision in peek]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] == 5
+    assert levels[-1] == 0
+
+
+def test_a_batch_takes_all_that_wait_up_to_the_largest_bucket():
+    governor = started()
+    assert [governor.decide(1.0, queue, 0.0).batch for queue in (0, 1, 3, 8, 50)] == [0, 1, 3, 8, 8]
+
+
+def test_fewer_are_taken_when_not_even_the_cheapest_level_fits_for_all():
+    governor = started([{1: 1e-3, 8: 8e-3}, {1: 2e-3, 8: 16e-3}])
+    assert governor.decide(5e-3, 8, 0.0) == (0, 1, False)
+
+
+def test_without_slack_the_answer_is_the_mandatory_one():
+    governor = started()
+    governor.decide(1.0, 1, 0.0)
+    assert governor.decide(0.4e-3, 3, 0.0) == (-1, 1, False)  # less than the guard
+    assert governor.decide(-1.0, 3, 0.0) == (-1, 1, False)
+    assert governor.decide(1.0, 0, 0.0) == (-1, 0, False)
+
+
+def test_failures_cap_the_level_and_the_cap_is_lifted_by_time_and_a_good_probe():
+    governor, now = settled()
+    governor.failed("not_finite", now)
+    assert (governor.mode, governor.cause) == (Mode.DEGRADED, "not_finite")
+    assert governor.decide(20e-3, 1, now).level == 0
+    governor.failed("crashed", now)
+    assert (governor.mode, governor.cause) == (Mode.FALLBACK, "crashed")
+    assert governor.decide(20e-3, 1, now + 0.9).level == -1
+    level, batch, probe = governor.decide(20e-3, 1, now + 1.1)  # twice the first back-off
+    assert probe
+    governor.observe(level, batch, COSTS[0], now + 1.2)
+    assert governor.mode == Mode.DEGRADED
+    assert governor.decide(20e-3, 1, now + 1.3).level == 0
+    governor.decide(20e-3, 1, now + 2.3)
+    assert (governor.mode, governor.cause) == (Mode.NORMAL, "")
+
+
+def test_learning_needs_a_gap_that_holds_it_at_the_tail_and_a_trusted_machine():
+    governor, now = settled()
+    slow = math.exp(governor.state.slowdown.held)
+    safe = governor.predict(0, 1)[1] / governor.predict(0, 1)[0]
+    assert governor.may_learn(0.51e-3 + 1e-3 * safe * slow, 1e-3)
+    assert not governor.may_learn(0.49e-3 + 1e-3 * safe * slow, 1e-3)
+    assert not governor.may_learn(0.0, 1e-9)
+    governor.failed("crashed", now)
+    assert not governor.may_learn(1.0, 1e-3)
+
+
+def test_a_level_that_departs_from_the_shared_slowdown_is_corrected_by_itself():
+    governor, now = started(COSTS), 0.0
+    for n in range(2400):
+        now += 10e-3
+        level = n % 6
+        governor.decide(1.0, 1, now)
+        governor.observe(level, 1, COSTS[level] * (1.2 if level == 2 else 1.0), now)
+    typical = [governor.predict(level, 1)[0] / COSTS[level] for level in range(6)]
+    assert typical[2] / typical[3] == pytest.approx(1.2, rel=0.03)
+    assert typical[1] / typical[3] == pytest.approx(1.0, rel=0.03)
+
+
+@given(completions)
+@settings(max_examples=30)
+def test_a_restored_governor_predicts_as_the_one_that_was_saved(past):
+    governor, other = started(), started()
+    live(governor, past)
+    other.restore(governor.snapshot())
+    saved = governor.state.slowdown._replace(hold_left=0)
+    governor.state = governor.state._replace(slowdown=saved)
+    assert other.predict(3, 4) == pytest.approx(governor.predict(3, 4))
+    assert other.snapshot().keys() == governor.snapshot().keys()
+
+
+def test_a_snapshot_of_another_ladder_is_refused():
+    with pytest.raises(ValueError, match="must be of 6 levels, got 3"):
+        started().restore(started(COSTS[:3]).snapshot())
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [
+        ([], "at least one level"),
+        ([{}], "at least one level"),
+        ([1e-3, 0.0], "level 1 at batch 1 must be a positive"),
+        ([1e-3, math.nan], "level 1 at batch 1 must be a positive"),
+        ([{1: 1e-3}, {1: 1e-3, 2: 2e-3}], "same batch sizes"),
+    ],
+)
+def test_costs_that_are_none_are_refused(costs, message):
+    with pytest.raises(ValueError, match=message):
+        started(costs)
+
+
+@pytest.mark.parametrize(
+    "aims",
+    [{"epsilon": 0.0}, {"epsilon": 0.5}, {"guard_ms": -1.0}, {"utilisation": 0.0}]
+    + [{"clearance": 0.9}, {"release": 0.0}, {"probe_ms": 0.0}, {"recover_ms": 1e9}],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(aims):
+    with pytest.raises(ValueError, match=f"governor.{next(iter(aims))} must be"):
+        Settings(**aims)
+
+
+def simulate(governor, seed, slowdown, *, samples=4000, bursts=0.0, spikes=0.0):
+    """Serve seeded arrivals at 100 Hz with deadlines of 20 ms on a virtual clock.
+
+    Returns:
+        The share of refined answers that came too late, and the level of each answer. A probe
+        that came too late counts as a mandatory answer, which was published before it.
+    """
+    draw, arrivals, now = random.Random(seed), deque(), 0.0
+    while len(arrivals) < samples:
+        now += 10e-3 * draw.uniform(0.8, 1.2)
+        arrivals.extend([now] * (draw.randint(4, 10) if draw.random() < bursts else 1))
+    now, queue, missed, levels = 0.0, deque(), 0, []
+    while arrivals or queue:
+        if not queue:
+            now = max(now, arrivals[0])
+        while arrivals and arrivals[0] <= now:
+            queue.append(arrivals.popleft())
+        level, batch, probe = governor.decide(queue[0] + 20e-3 - now, len(queue), now)
+        heads = [queue.popleft() for _ in range(batch)]
+        if level >= 0:
+            cost = BATCHED[level][min(b for b in BATCHED[0] if b >= batch)]
+            cost *= slowdown(now) * math.exp(draw.gauss(0.0, 0.08))
+            cost *= draw.paretovariate(1.5) if draw.random() < spikes else 1.0
+            now += cost
+            governor.observe(level, batch, cost, now)
+        late = sum(now > head + 20e-3 for head in heads) if level >= 0 else 0
+        missed += 0 if probe else late
+        levels += [-1] * late + [level] * (len(heads) - late)
+    return missed / len(levels), levels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("slowdown", "storms"),
+    [
+        (lambda t: 1.0, {}),
+        (lambda t: 3.0 if 20 < t < 30 else 1.0, {}),
+        (lambda t: 3.0 if 20 < t < 30 else 1.0, {"bursts": 0.03}),
+        (lambda t: 60.0 if 20 < t < 25 else 1.0, {}),
+        (lambda t: 2.5 if int(3.3 * t) % 7 == 0 else 1.0, {}),
+        (lambda t: 1.0, {"spikes": 0.003}),
+    ],
+    ids=["quiet", "step", "step and bursts", "nothing fits for 5 s", "gusts", "heavy tail"],
+)
+def test_deadlines_hold_in_simulated_storms_and_quality_stays_above_the_small_level(
+    seed, slowdown, storms
+):
+    missed, levels = simulate(started(), seed, slowdown, **storms)
+    assert missed <= 0.005
+    assert sum(levels) / len(levels) > 2.5

@@ -1,0 +1,99 @@
+import math
+import random
+
+import pytest
+
+from adaptive.slowdown import (
+    CORRECTION_MAX,
+    OFTEN,
+    SPIKE,
+    STEP,
+    USUAL,
+    Slowdown,
+    Tail,
+    believed,
+    margin,
+    track,
+    widen,
+)
+
+
+def followed(zs, state=None):
+    state = state or Slowdown()
+    for z in zs:
+        state, _, _ = track(state, z, 1.0, False, 0.06)
+    return state
+
+
+def settled(level=0.0, spread=0.05, calls=500):
+    draw = random.Random(0)
+    return followed(draw.gauss(level, spread) for _ in range(calls))
+
+
+@pytest.mark.parametrize("level", [-0.5, 0.0, 1.2])
+def test_the_mean_and_noise_of_a_steady_machine_are_found(level):
+    state = settled(level, 0.1, 3000)
+    assert state.mean == pytest.approx(level, abs=0.05)
+    assert math.sqrt(state.noise) == pytest.approx(0.1, rel=0.3)
+
+
+def test_good_news_moves_the_mean_by_a_fifth_at_most_and_what_decisions_believe_by_less():
+    before = settled()
+    after = followed([-2.0], before)
+    assert before.mean > after.mean >= before.mean + 0.2 * (-2.0 - before.mean) - 1e-12
+    assert believed(after) >= believed(before) - 0.06 - 1e-12
+    assert after.noise == before.noise  # a way down is no noise
+
+
+def test_a_spike_is_believed_for_two_decisions_and_a_second_one_makes_it_a_step():
+    state, _, kind = track(settled(), 1.5, 1.0, False, 0.06)
+    assert (kind, state.hold_left, believed(state)) == (SPIKE, 2, 1.5)
+    state, _, kind = track(state, 1.2, 1.0, False, 0.06)
+    assert (kind, state.hold_left, believed(state)) == (STEP, 0, 1.2)
+    assert state.mean == 1.2
+
+
+def test_wider_noise_is_soon_taken_for_usual():
+    draw, state, kinds = random.Random(1), settled(spread=0.01), []
+    for _ in range(1000):
+        state, _, kind = track(state, draw.gauss(0.0, 0.3), 1.0, False, 0.06)
+        kinds.append(kind)
+    assert sum(kind == USUAL for kind in kinds[500:]) > 0.97 * 500
+
+
+def test_the_tail_learns_nothing_from_a_step_and_from_a_spike_only_when_it_proves_to_be_one():
+    tail = Tail()
+    spike = widen(tail, 1.0, SPIKE, True, False, 1e-3)
+    assert (spike.threshold, spike.excess) == (tail.threshold, tail.excess)
+    assert spike.correction > tail.correction
+    assert widen(spike, 1.0, STEP, True, False, 1e-3) == spike._replace(pending=0.0)
+    assert widen(spike, 0.0, USUAL, False, False, 1e-3).excess > tail.excess
+
+
+def test_a_correction_wound_up_in_an_overload_is_halved_by_each_good_probe():
+    tail = Tail(correction=CORRECTION_MAX)
+    for _ in range(6):
+        tail = widen(tail, 0.0, USUAL, False, True, 1e-3)
+    assert tail.correction == pytest.approx(0.2 + 1.3 / 64)
+    assert widen(tail, 9.0, USUAL, True, True, 1e-3).correction == tail.correction
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-2])
+@pytest.mark.parametrize("law", ["normal", "exponential", "pareto", "drifting"])
+def test_the_margin_is_exceeded_no_more_often_than_asked_for_whatever_the_law(epsilon, law):
+    # While the correction stays below its limit, the long-run share telescopes to epsilon
+    # within 1.7 / (0.05 T), for any sequence.
+    draw, tail, above, calls = random.Random(2), Tail(), 0, 20_000
+    for n in range(calls):
+        residual = {
+            "normal": draw.gauss(0.0, 0.2),
+            "exponential": draw.expovariate(5.0),
+            "pareto": math.log(draw.paretovariate(4.0)),
+            "drifting": draw.gauss(0.0, 0.05 + 0.3 * n / calls),
+        }[law]
+        exceeded = residual > margin(tail, math.log(OFTEN / epsilon))
+        above += exceeded
+        tail = widen(tail, residual, USUAL, exceeded, False, epsilon)
+        assert tail.correction < CORRECTION_MAX
+    assert above / calls <= epsilon + 1.7 / (0.05 * calls)
