@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from adaptive import ring
 
@@ -38,23 +39,28 @@ class Cache(NamedTuple):
     values: ring.Ring | ring.View  # (heads, head_dim)
 
 
-def init_params(rng: PRNGKeyArray, inputs: int, outputs: int, *, dim: int, heads: int) -> Params:
-    """Random projections, scaled by fan-in; a head of zeros; slopes as in ALiBi."""
+def init_params(
+    rng: np.random.Generator, inputs: int, outputs: int, *, dim: int, heads: int
+) -> Params:
+    """Random projections, scaled by fan-in; a head of zeros; slopes as in ALiBi.
+
+    NumPy draws them: `jax.random` would cost 4 s of compiling at each cold start.
+    """
     if dim % heads:
         raise ValueError(f"dim must be a multiple of heads, got dim {dim} and {heads} heads")
-    rngs = iter(jax.random.split(rng, 7))
 
     def dense(fan_in: int, *shape: int) -> Array:
-        return jax.random.normal(next(rngs), shape, jnp.float32) / fan_in**0.5
+        return jnp.asarray(rng.normal(0.0, fan_in**-0.5, shape), jnp.float32)
 
     each = (dim, heads, dim // heads)
+    slope = 2.0 ** -(1.0 + 6.0 * np.arange(heads) / heads)
     return Params(
         embed=dense(inputs, inputs, dim),
         query=dense(dim, *each),
         key=dense(dim, *each),
         value=dense(dim, *each),
         out=dense(dim, *each[1:], dim),
-        slope=jnp.log(2.0 ** -(1.0 + 6.0 * jnp.arange(heads, dtype=jnp.float32) / heads)),
+        slope=jnp.asarray(np.log(slope), jnp.float32),
         up=dense(dim, dim, 2 * dim),
         down=dense(2 * dim, 2 * dim, dim),
         scale=jnp.ones((3, dim), jnp.float32),

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from adaptive import event, learner, model, recall
+from adaptive import event, learner, model, recall, runtime
 from adaptive.calibration import Calibration
 from adaptive.model import Level, Shape
 
@@ -198,6 +198,7 @@ class Controller:
             settings: Of the model.
             alarms: How many are wanted.
         """
+        runtime.prepare()
         self.settings, self.alarms = settings or Model(), alarms or Alarms()
         s = self.settings
         self.streams, self.channels, self.horizon = streams, channels, s.horizon_samples
@@ -205,8 +206,9 @@ class Controller:
             channels, s.horizon_samples, s.memory_samples, s.window_samples, s.dim, s.heads, 8
         )
         self.levels = s.ladder()
-        self.params, self.momenta, self.bank = jax.jit(start, static_argnums=(1, 2))(
-            jax.random.key(s.seed), self.shape, streams
+        self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
+        self.momenta, self.bank = jax.jit(start, static_argnums=(1, 2))(
+            self.params, self.shape, streams
         )
         self.tracks = [
             Track(channels, s.horizon_samples, s.memory_samples, self.alarms)
@@ -259,6 +261,12 @@ class Controller:
                 else:
                     self._run[[level.name for level in self.levels].index(name)] = program
                 yield name
+
+    def take_programs(self, other: "Controller") -> None:
+        """Use what another controller of the same shape has compiled."""
+        if (other.shape, other.streams, other.levels) != (self.shape, self.streams, self.levels):
+            raise ValueError(f"programs are of {other.shape}, not of {self.shape}")
+        self._run, self._learn = other._run, other._learn
 
     def costs(self, repeats: int = 20, pause: float = 0.0) -> list[dict[int, float]]:
         """Measure what each level costs, on copies, so that nothing is learned from it.
@@ -350,6 +358,10 @@ class Controller:
         self.bank, packed = self._run[level](self.params, self.bank, block, np.int32(len(taken)))
         out = self._unpack(np.asarray(packed)[: len(taken)])
         return [self._estimate(level, sample, out, k) for k, sample in enumerate(taken)]
+
+    def skip(self) -> None:
+        """Leave the oldest queued sample out of the model's memory."""
+        self.queue.popleft()
 
     def _unpack(self, packed: Float[np.ndarray, "samples outputs"]) -> model.Output:
         parts, start = [], 0
@@ -483,10 +495,9 @@ class Controller:
 NO_LAG, NO_WEIGHT = np.zeros(1, np.int32), np.zeros(1, np.float32)
 
 
-def start(rng, shape, streams):
-    """Parameters, momenta and bank before the first sample."""
-    params = model.init_params(rng, shape)
-    return params, learner.optimiser().init(params), model.bank(params, shape, streams)
+def start(params, shape, streams):
+    """Momenta and bank before the first sample."""
+    return learner.optimiser().init(params), model.bank(params, shape, streams)
 
 
 def run(params, bank, block, count, *, level):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from adaptive import attention, experts, recall, ring
 
@@ -86,7 +87,7 @@ class Output(NamedTuple):
     loss: Float[Array, " kinds"]  # discounted squared error [variances], mean
 
 
-def init_params(rng: PRNGKeyArray, shape: Shape) -> Params:
+def init_params(rng: np.random.Generator, shape: Shape) -> Params:
     """Parameters before any learning."""
     outputs = shape.horizon * shape.channels
     encoder = attention.init_params(

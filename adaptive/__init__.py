@@ -1,0 +1,11 @@
+"""Real-time adaptive attention controller for sensor streams."""
+
+from adaptive.controller import Alarms as Alarms
+from adaptive.controller import Answer as Answer
+from adaptive.controller import Controller as Controller
+from adaptive.controller import Estimate as Estimate
+from adaptive.controller import Explanation as Explanation
+from adaptive.controller import Model as Model
+from adaptive.prequential import Label as Label
+from adaptive.prequential import Results as Results
+from adaptive.prequential import replay as replay_arrays

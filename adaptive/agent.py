@@ -1,0 +1,187 @@
+"""The agent: the parts that a configuration names, put together, run, saved and restored."""
+
+import asyncio
+import dataclasses
+import gc
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptive import checkpoint
+from adaptive.config import Config, ConfigError
+from adaptive.controller import Controller
+from adaptive.feedback import Pending
+from adaptive.governor import Governor
+from adaptive.loop import Bank, Loop, Track
+from adaptive.telemetry import Counters
+
+LOG = logging.getLogger(__name__)
+
+
+class Agent:
+    """Everything that runs, made from a configuration."""
+
+    def __init__(self, config: Config, progress: Callable[[str, int], None] | None = None):
+        """Compile, measure and restore; nothing is read from a sensor yet.
+
+        Args:
+            config: What to run.
+            progress: Called with what was just done, and how many steps there are in all.
+
+        Raises:
+            ConfigError: The checkpoint cannot be used or written.
+        """
+        self.config, self.path = config, None
+        self.banks, self.tracks = assemble(config, progress or (lambda what, steps: None))
+        self.loop = Loop(
+            [feed.source for feed in config.feeds], self.tracks, self.banks, config.sinks
+        )
+        if config.agent.checkpoint_path:
+            self.path = Path(config.agent.checkpoint_path)
+            try:
+                checkpoint.check_writable(self.path)
+                self._restore()
+            except checkpoint.CheckpointError as error:
+                raise ConfigError(f"agent.checkpoint_path: {error}") from error
+
+    async def run(self) -> None:
+        """Run until the sources end or this is cancelled; then save."""
+        # What exists now lives for ever: full collections need not look at it again.
+        gc.collect()
+        gc.freeze()
+        beside: list[asyncio.Task] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                if self.config.connection:
+                    beside.append(group.create_task(self.config.connection.run()))
+                if self.path:
+                    beside.append(group.create_task(self._save_regularly()))
+                await self.loop.run()
+                for task in beside:
+                    task.cancel()
+        finally:
+            gc.unfreeze()
+            if self.path:
+                checkpoint.save(self.path, *self.snapshot(), self.fingerprint())
+
+    async def _save_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.agent.checkpoint_every_s)
+            assert self.path
+            try:
+                content = self.snapshot()
+                await asyncio.to_thread(
+                    checkpoint.save, self.path, *content, self.fingerprint()
+                )
+            except checkpoint.CheckpointError as error:
+                LOG.error("no checkpoint: %s", error)
+
+    # --- what outlives a restart ----------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Of all settings without which a checkpoint means nothing."""
+        streams = {name: track.stream.channels for name, track in self.tracks.items()}
+        transforms = [repr(feed.chain) for feed in self.config.feeds]
+        model = dataclasses.asdict(self.config.model)
+        return checkpoint.fingerprint(
+            {"model": model, "streams": streams, "transforms": transforms}
+        )
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All state, as named arrays and plain numbers."""
+        arrays: dict[str, np.ndarray] = {}
+        header: dict[str, Any] = {"banks": [], "tracks": {}}
+        for b, bank in enumerate(self.banks):
+            own, plain = bank.controller.snapshot()
+            arrays |= {f"bank.{b}.{name}": array for name, array in own.items()}
+            header["banks"].append({"controller": plain, "governor": bank.governor.snapshot()})
+        for t, (name, track) in enumerate(self.tracks.items()):
+            own = {f"pending.{key}": array for key, array in track.pending.snapshot().items()}
+            own |= {f"state.{key}": value for key, value in leaves(track.state)}
+            arrays |= {f"track.{t}.{key}": np.asarray(array) for key, array in own.items()}
+            header["tracks"][name] = {
+                "counters": track.counters.snapshot(),
+                "latency": track.latency.snapshot(),
+                "newest": track.newest if np.isfinite(track.newest) else None,
+            }
+        return arrays, header
+
+    def _restore(self) -> None:
+        assert self.path
+        try:
+            arrays, header = checkpoint.load(self.path, self.fingerprint())
+        except checkpoint.CheckpointError as error:
+            if error.reason != "missing":
+                raise
+            return
+
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {
+                key.removeprefix(prefix): array
+                for key, array in arrays.items()
+                if key.startswith(prefix)
+            }
+
+        for b, (bank, saved) in enumerate(zip(self.banks, header["banks"], strict=True)):
+            bank.controller.restore(under(f"bank.{b}."), saved["controller"])
+            bank.governor.restore(saved["governor"])
+        for t, (name, track) in enumerate(self.tracks.items()):
+            saved = header["tracks"][name]
+            track.pending.restore(under(f"track.{t}.pending."))
+            track.state = filled(track.state, under(f"track.{t}.state."))
+            track.counters = Counters.restore(saved["counters"])
+            track.latency.restore(saved["latency"])
+            track.newest = -np.inf if saved["newest"] is None else saved["newest"]
+        LOG.info("went on from %s", self.path)
+
+
+def assemble(
+    config: Config, progress: Callable[[str, int], None]
+) -> tuple[list[Bank], dict[str, Track]]:
+    """Make the banks, one for all streams of so many channels, and a track for each stream."""
+    found = [(feed, raw, made) for feed in config.feeds for raw, made in feed.streams()]
+    sizes = sorted({len(made.channels) for _, _, made in found})
+    banks, tracks = [], {}
+    for channels in sizes:
+        members = [item for item in found if len(item[2].channels) == channels]
+        controller = Controller(len(members), channels, config.model, config.alarms)
+        steps = len(sizes) * (len(controller.levels) + 2)
+        for name in controller.warm_up():
+            progress(f"compiled {name} for {channels} channels", steps)
+        governor = Governor(config.governor)
+        governor.init(controller.costs())
+        bank = Bank(controller, governor, controller.learn_cost())
+        progress(f"measured {channels} channels", steps)
+        banks.append(bank)
+        for number, (feed, raw, made) in enumerate(members):
+            tracks[made.name] = Track(
+                made,
+                bank,
+                number,
+                feed.deadline,
+                feed.chain,
+                feed.chain.init(raw),
+                Pending(config.model.memory_samples),
+                raw,
+            )
+    return banks, tracks
+
+
+def leaves(tree: Any, path: str = "") -> list[tuple[str, np.ndarray]]:
+    """The arrays and numbers of nested tuples, by their place."""
+    if isinstance(tree, tuple):
+        return [leaf for i, part in enumerate(tree) for leaf in leaves(part, f"{path}/{i}")]
+    return [] if tree is None else [(path, np.asarray(tree))]
+
+
+def filled(tree: Any, values: dict[str, np.ndarray], path: str = "") -> Any:
+    """The same nested tuples with other arrays and numbers in them."""
+    if isinstance(tree, tuple):
+        parts = [filled(part, values, f"{path}/{i}") for i, part in enumerate(tree)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if tree is None or path not in values:
+        return tree
+    return values[path] if isinstance(tree, np.ndarray) else values[path].item()

@@ -1,0 +1,219 @@
+"""One TOML file -> frozen dataclasses: validated, before anything starts.
+
+Every table is the dataclass of the thing that it configures, and its keys are that class's fields;
+so the docstrings are the manual, and a plug-in's options need no code here.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import msgspec
+
+from adaptive.controller import Alarms, Model
+from adaptive.governor import Settings
+from sensors import plugins
+from sensors.mqtt import Broker, Connection
+from sensors.sample import Stream
+from sensors.transforms import Chain
+
+T = TypeVar("T")
+TABLES = ("agent", "model", "alarms", "governor", "broker", "source", "sink")
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message says where, what was wanted, and what came."""
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """The [agent] table."""
+
+    deadline_ms: float = 50.0
+    """From a sample's arrival to its answer; a source may set its own."""
+    checkpoint_path: str = ""
+    """A file for the state; empty: nothing outlives a restart."""
+    checkpoint_every_s: float = 60.0
+    """Between two checkpoints; there is one more at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("deadline_ms", "checkpoint_every_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+class Feed(NamedTuple):
+    """A source, and what happens to its samples before they are scored."""
+
+    source: Any
+    chain: Chain
+    deadline: float  # [s]
+
+    def streams(self) -> list[tuple[Stream, Stream]]:
+        """Each stream as it comes, and as it is behind the transforms."""
+        return [(raw, self.chain.output(raw)) for raw in self.source.streams]
+
+
+class Config(NamedTuple):
+    """All that an agent is made of."""
+
+    agent: AgentSettings
+    model: Model
+    alarms: Alarms
+    governor: Settings
+    connection: Connection | None
+    feeds: tuple[Feed, ...]
+    sinks: tuple[Any, ...]
+
+
+def example() -> str:
+    """The configuration that `adaptive run` uses when it is given none, as text."""
+    return files("adaptive").joinpath("example.toml").read_text(encoding="utf-8")
+
+
+def load(path: Path | None) -> Config:
+    """Read a configuration; the built-in example when `path` is None.
+
+    Raises:
+        ConfigError: It cannot be read or used.
+    """
+    where = str(path) if path else "example.toml"
+    try:
+        text = path.read_text(encoding="utf-8") if path else example()
+        content = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    return parse(content, where)
+
+
+def parse(content: Mapping[str, Any], where: str) -> Config:
+    """Make an agent's parts from the tables of a configuration; see `load`."""
+    known(content, TABLES, where)
+    broker = table(Broker, content["broker"], f"{where}: broker") if "broker" in content else None
+    connection = Connection(broker) if broker else None
+    agent = table(AgentSettings, content.get("agent", {}), f"{where}: agent")
+    feeds = tuple(
+        feed(entry, agent, connection, f"{where}: source {number}")
+        for number, entry in enumerate(entries(content, "source", where), 1)
+    )
+    if not feeds:
+        raise ConfigError(
+            f"{where}: wanted at least one [[source]], got none. `adaptive example` prints a "
+            "configuration to start from."
+        )
+    names = [raw.name for one in feeds for raw, _ in one.streams()]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{where}: two sources deliver a stream named {', '.join(twice)!r}")
+    sinks = tuple(
+        plugin("adaptive.sinks", entry, connection, f"{where}: sink {number}")
+        for number, entry in enumerate(entries(content, "sink", where), 1)
+    )
+    return Config(
+        agent,
+        table(Model, content.get("model", {}), f"{where}: model"),
+        table(Alarms, content.get("alarms", {}), f"{where}: alarms"),
+        table(Settings, content.get("governor", {}), f"{where}: governor"),
+        connection,
+        feeds,
+        sinks,
+    )
+
+
+def feed(
+    entry: Mapping[str, Any], agent: AgentSettings, connection: Connection | None, where: str
+) -> Feed:
+    """Make a source and its transforms from a [[source]] table."""
+    entry = dict(entry)
+    links = tuple(
+        plugin("sensors.transforms", link, None, f"{where}: transform {number}")
+        for number, link in enumerate(entries(entry, "transform", where), 1)
+    )
+    entry.pop("transform", None)
+    deadline = entry.pop("deadline_ms", agent.deadline_ms)
+    if not isinstance(deadline, int | float) or not 0 < deadline < float("inf"):
+        raise ConfigError(f"{where}: deadline_ms must be a number above 0, got {deadline!r}")
+    made = Feed(plugin("sensors.sources", entry, connection, where), Chain(links), deadline / 1e3)
+    try:
+        made.streams()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return made
+
+
+def entries(content: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
+    """The tables of an array of tables."""
+    value = content.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+        raise ConfigError(f"{where}: {key} must be an array of tables: write [[{key}]]")
+    return value
+
+
+def plugin(
+    group: str, entry: Mapping[str, Any], connection: Connection | None, where: str
+) -> Any:
+    """Make what an entry's `kind` names, with the other keys as its options."""
+    entry = dict(entry)
+    kind = entry.pop("kind", None)
+    if not isinstance(kind, str):
+        have = ", ".join(plugins.names(group))
+        raise ConfigError(f"{where}: wanted kind = one of {have}; got {kind!r}")
+    try:
+        cls = plugins.load(group, kind)
+    except (LookupError, ImportError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    made = table(cls, entry, f"{where} ({kind})")
+    if "connection" in {f.name for f in dataclasses.fields(cls)}:
+        if connection is None:
+            raise ConfigError(f"{where} ({kind}): needs a [broker] table, there is none")
+        made = dataclasses.replace(made, connection=connection)
+    return made
+
+
+def table(cls: type[T], content: Any, where: str) -> T:
+    """Make a dataclass from a table.
+
+    Raises:
+        ConfigError: A key is not known, a value is of the wrong type, or the class refuses it.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: wanted a table, got {content!r}")
+    fields = {
+        f.name: f
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.init and f.name != "connection"
+    }
+    known(content, fields, where)
+    values = {}
+    for name, value in content.items():
+        kind = fields[name].type
+        inner = [arg for arg in get_args(kind) if dataclasses.is_dataclass(arg)]
+        if inner and isinstance(value, list):
+            values[name] = tuple(
+                table(inner[0], entry, f"{where}: {name} {number}")  # type: ignore[arg-type]
+                for number, entry in enumerate(value, 1)
+            )
+            continue
+        try:
+            values[name] = msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {name}: {error}, which is {value!r}") from error
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def known(content: Mapping[str, Any], names: Any, where: str) -> None:
+    """Refuse keys that mean nothing, with the nearest that does."""
+    for key in content:
+        if key not in names:
+            near = get_close_matches(key, names, 1, 0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(names)}."
+            raise ConfigError(f"{where}: unknown key {key!r}. {hint}")

@@ -1,0 +1,181 @@
+"""Where results go: nowhere, a list, a file of JSON lines, an MQTT topic."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import NamedTuple, Protocol, TextIO, runtime_checkable
+
+import msgspec
+
+from adaptive.controller import Answer
+from sensors.mqtt import Connection
+from sensors.sample import Sample
+
+
+class Result(NamedTuple):
+    """The answer to a sample, with what a reader needs to judge it."""
+
+    sample: Sample
+    answer: Answer
+    level: str  # name of the level
+    arrival: float  # [s] on the agent's clock
+    deadline: float  # [s] on the agent's clock
+    channels: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why this moment is strange, in a few words."""
+        why = self.answer.estimate.explanation
+        odds = f"1 in {min(1 / max(self.answer.p_value, 1e-9), 1e9):.0f}"
+        if why is None:
+            return f"a jump, {odds} (quick look only)"
+        most = self.channels[int(why.channel.argmax())]
+        if len(self.channels) == 1 or why.channel.max() <= 0:
+            return f"unlike any moment remembered, {odds}"
+        return f"unlike any moment remembered, {odds}, mostly {most}"
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes results."""
+
+    async def write(self, results: Sequence[Result]) -> None:
+        """Take results, in order; on return they are in the sink's hands.
+
+        Raises:
+            Unavailable: The far side is away; the same results will be handed in again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish; nothing is written afterwards."""
+        ...
+
+
+def encode(result: Result, now: float, explain: bool) -> bytes:
+    """Write a result as JSON.
+
+    Args:
+        result: The result.
+        now: On the agent's clock [s].
+        explain: Whether to say what the answer attended to; alarms always do.
+    """
+    sample, answer = result.sample, result.answer
+    estimate = answer.estimate
+    message: dict = {
+        "stream": sample.stream,
+        "sequence": sample.sequence,
+        "time": sample.time,
+        "score": round(answer.score, 6),
+        "p_value": answer.p_value,
+        "strength": round(answer.strength, 6),
+        "alarm": answer.alarm,
+        "event": answer.event if isfinite(answer.event) else None,
+        "level": result.level,
+        "forecast": numbers(estimate.forecast),
+        "spread": numbers(estimate.spread),
+        "latency_ms": round(1e3 * (now - result.arrival), 3),
+        "slack_ms": round(1e3 * (result.deadline - now), 3),
+    }
+    if answer.alarm:
+        message["reason"] = result.reason
+    if (explain or answer.alarm) and estimate.explanation:
+        why = estimate.explanation
+        message["attention"] = {
+            "samples_ago": why.lag.tolist(),
+            "weight": numbers(why.weight),
+            "channel": dict(zip(result.channels, numbers(why.channel), strict=True)),
+        }
+    return msgspec.json.encode(message)
+
+
+def numbers(array) -> list:
+    """An array as plain lists for JSON, None where it is not finite."""
+    if array.ndim > 1:
+        return [numbers(row) for row in array]
+    return [x if isfinite(x) else None for x in array.tolist()]
+
+
+class ListSink(list):
+    """Keeps every result in memory: for notebooks and tests."""
+
+    async def write(self, results: Sequence[Result]) -> None:
+        """Append the results."""
+        self.extend(results)
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class JsonLinesSink:
+    """One JSON object a line."""
+
+    path: str = "-"
+    """A file, which is appended to; `-` for standard output."""
+    explain: bool = False
+    """Say of every answer what it attended to, not of alarms alone."""
+    alarms_only: bool = False
+    """Leave out everything that is not an alarm."""
+    _open: list[TextIO] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    async def write(self, results: Sequence[Result]) -> None:
+        """Append the results and flush."""
+        if not self._open:
+            file = sys.stdout if self.path == "-" else open(self.path, "a", encoding="utf-8")
+            self._open.append(file)
+        now = asyncio.get_running_loop().time()
+        chosen = [r for r in results if r.answer.alarm or not self.alarms_only]
+        self._open[0].writelines(encode(r, now, self.explain).decode() + "\n" for r in chosen)
+        self._open[0].flush()
+
+    async def close(self) -> None:
+        """Close the file."""
+        while self._open:
+            file = self._open.pop()
+            if file is not sys.stdout:
+                file.close()
+
+
+@dataclass(frozen=True)
+class MqttSink:
+    """Publishes every result to the broker of the agent."""
+
+    topic: str = "adaptive/{stream}/answers"
+    """Where to; `{stream}` stands for the stream's name."""
+    qos: int = 1
+    """0, or 1: then a result counts as published when the broker has taken it."""
+    explain: bool = False
+    """Say of every answer what it attended to, not of alarms alone."""
+    alarms_only: bool = False
+    """Leave out everything that is not an alarm."""
+    connection: Connection | None = field(default=None, repr=False, compare=False)
+    """The agent's connection, which the configuration hands in."""
+
+    def __post_init__(self) -> None:
+        if self.qos not in (0, 1):
+            raise ValueError(f"sink.qos must be 0 or 1, got {self.qos}")
+        if any(c in self.topic for c in "+#"):
+            raise ValueError(f"sink.topic must be without wildcards, got {self.topic!r}")
+
+    async def write(self, results: Sequence[Result]) -> None:
+        """Publish the results, all at once, and wait until the broker has them."""
+        if self.connection is None:
+            raise ValueError("an MQTT sink needs a [broker] in the configuration")
+        now = asyncio.get_running_loop().time
+        chosen = [r for r in results if r.answer.alarm or not self.alarms_only]
+        await asyncio.gather(
+            *(
+                self.connection.publish(
+                    self.topic.format(stream=r.sample.stream),
+                    encode(r, now(), self.explain),
+                    self.qos,
+                )
+                for r in chosen
+            )
+        )
+
+    async def close(self) -> None:
+        """Do nothing: the connection is the agent's."""

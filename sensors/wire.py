@@ -1,0 +1,268 @@
+"""The JSON payloads that carry samples and feedback.
+
+One sample, several of them, and feedback:
+
+    {"stream": "bed1", "sequence": 7, "time": 12.5, "values": [0.1, null]}
+    {"stream": "bed1", "sequence": 7, "time": [12.5, 12.6], "values": [[0.1, 2], [0.3, null]]}
+    {"stream": "bed1", "time": 12.5, "sampling_rate_hz": 10, "values": [[0.1, 2], [0.3, null]]}
+    {"stream": "bed1", "time": 12.5, "label": 1, "duration_s": 3}
+
+`stream` may be left out where the topic says it, and `sequence` (of the first sample) where the
+receiver is to count. `values` may be an object from channel names to values in place of a list;
+a channel that it leaves out is missing. `null` is a missing value; times are in seconds.
+`Sample.filled` is not carried.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sensors.sample import Feedback, Item, Rejected, Sample, Stream
+
+LIMIT = 1 << 20  # [bytes] of one payload, unless told otherwise
+LARGEST = (1 << 63) - 1  # a sequence number fits 64 bits wherever it goes
+
+# Outside JSON, but what other encoders write for values that are not finite.
+NOT_FINITE = re.compile(rb"[\s:,\[]-?(?:NaN|nan|Infinity|inf)\b")
+
+Values = list[float | None]
+
+
+class _Payload(msgspec.Struct):
+    """Any payload; `values` waits until its first characters have told its shape."""
+
+    time: float | list[float]
+    stream: str | None = None
+    sequence: int | None = None
+    values: msgspec.Raw = msgspec.Raw()
+    sampling_rate_hz: float | None = None
+    label: int | None = None
+    duration_s: float = 0.0
+
+
+class _Reject(Exception):
+    """Carries reason and detail out of a nested check; never leaves this module."""
+
+
+_payload = msgspec.json.Decoder(_Payload)
+_row = msgspec.json.Decoder(Values)
+_rows = msgspec.json.Decoder(list[Values])
+_object = msgspec.json.Decoder(dict[str, float | None])
+_objects = msgspec.json.Decoder(list[dict[str, float | None]])
+_encoder = msgspec.json.Encoder()
+
+
+def decode(
+    payload: bytes | bytearray | memoryview | str,
+    stream: Stream | None,
+    *,
+    others: Sequence[Stream] = (),
+    sequence: int | Mapping[str, int] = 0,
+    limit: int = LIMIT,
+) -> list[Item]:
+    """Make items of a payload, whatever it holds.
+
+    Args:
+        payload: What came: JSON in UTF-8.
+        stream: The stream that the payload is about if it names none; None if it has to.
+        others: Further streams that it may name.
+        sequence: The number of the first sample of a payload that brings none, or such numbers
+            by name of stream: count on from the last `Sample.sequence`.
+        limit: The longest payload that is looked at [bytes].
+
+    Returns:
+        The samples in the order of the payload, or the feedback. What is no good is a `Rejected`
+        in its place: one row of several whose channels do not match, else the payload as a whole.
+        Its reason is "too_long", "malformed" (no JSON), "types" (not the fields above),
+        "not_finite", "unknown_stream", "channels", "lengths" (of times and rows) or "sequence".
+        Nothing is raised for any payload.
+    """
+    name = stream.name if stream else ""
+    try:
+        if len(payload) > limit:
+            raise _Reject("too_long", f"wanted at most {limit} bytes, got {len(payload)}")
+        parsed = _parse(_payload, payload)
+        named = _named(parsed.stream, stream, others)
+        name = named.name
+        if parsed.label is not None:
+            return [_feedback(parsed, name)]
+        return _samples(parsed, named, sequence)
+    except _Reject as reject:
+        reason, detail = reject.args
+        return [Rejected(name, reason, detail)]
+
+
+def encode_sample(sample: Sample) -> bytes:
+    """Write one sample.
+
+    Args:
+        sample: Its values `[channels]`; NaN becomes null.
+
+    Returns:
+        The payload; `decode` makes an equal sample of it.
+
+    Raises:
+        ValueError: Time or a value is infinite, or time is NaN: JSON has no word for it.
+    """
+    return encode_samples([sample])
+
+
+def encode_samples(samples: Iterable[Sample]) -> bytes:
+    """Write consecutive samples of one stream as one payload; see `encode_sample`.
+
+    Raises:
+        ValueError: There are none, they are not consecutive, or something is not finite.
+    """
+    samples = list(samples)
+    if not samples:
+        raise ValueError("a payload needs at least one sample, got none. Send nothing instead.")
+    first = samples[0]
+    for n, sample in enumerate(samples):
+        if sample.stream != first.stream or sample.sequence != first.sequence + n:
+            raise ValueError(
+                f"samples of one payload must follow each other in one stream: wanted "
+                f"{first.stream!r} number {first.sequence + n}, got {sample.stream!r} number "
+                f"{sample.sequence}. Write them as payloads of their own."
+            )
+        if not np.isfinite(sample.time) or np.isinf(sample.values).any():
+            raise ValueError(
+                f"stream {sample.stream!r} number {sample.sequence}: time must be finite and "
+                f"values finite or NaN, got time {sample.time} and values {sample.values}. "
+                "NaN stands for a missing value."
+            )
+    single = len(samples) == 1
+    # msgspec writes NaN as null.
+    return _encoder.encode(
+        {
+            "stream": first.stream,
+            "sequence": first.sequence,
+            "time": first.time if single else [sample.time for sample in samples],
+            "values": (
+                first.values.tolist() if single else [sample.values.tolist() for sample in samples]
+            ),
+        }
+    )
+
+
+def encode_feedback(feedback: Feedback) -> bytes:
+    """Write feedback; `decode` makes an equal one of it."""
+    return _encoder.encode(
+        {
+            "stream": feedback.stream,
+            "time": feedback.time,
+            "label": feedback.label,
+            "duration_s": feedback.duration,
+        }
+    )
+
+
+def _parse(decoder: msgspec.json.Decoder, payload: Any) -> Any:
+    try:
+        return decoder.decode(payload)
+    except RecursionError:
+        raise _Reject("malformed", "wanted JSON, got one nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise _Reject(*_why(error, payload)) from None
+
+
+def _why(error: Exception, payload: Any) -> tuple[str, str]:
+    text = payload.encode("utf-8", "replace") if isinstance(payload, str) else bytes(payload)
+    start = ascii(text[:60].decode("utf-8", "replace"))
+    if "out of range" in str(error) or NOT_FINITE.search(text):
+        return "not_finite", f"wanted finite numbers, null where a value is missing, got {start}"
+    if isinstance(error, msgspec.ValidationError):
+        return "types", f"{error}; got {start}"
+    return "malformed", f"wanted JSON in UTF-8, got {start}: {error}"
+
+
+def _named(name: str | None, stream: Stream | None, others: Sequence[Stream]) -> Stream:
+    known = (stream, *others) if stream else tuple(others)
+    if name is None and stream:
+        return stream
+    for candidate in known:
+        if candidate.name == name:
+            return candidate
+    wanted = ", ".join(repr(candidate.name) for candidate in known[:5]) or "none is known"
+    got = "no name" if name is None else repr(name[:60])
+    raise _Reject("unknown_stream", f"wanted the name of a stream ({wanted}), got {got}")
+
+
+def _feedback(parsed: _Payload, name: str) -> Feedback:
+    if parsed.label not in (0, 1):
+        raise _Reject("types", f"wanted label 1 (an event) or 0 (nothing), got {parsed.label}")
+    if isinstance(parsed.time, list) or parsed.duration_s < 0:
+        raise _Reject("types", "feedback needs one time and a duration_s that is not negative")
+    return Feedback(name, parsed.time, parsed.label, parsed.duration_s)
+
+
+def _samples(parsed: _Payload, stream: Stream, sequence: int | Mapping[str, int]) -> list[Item]:
+    rows, single = _values(parsed.values, stream)
+    times = _times(parsed, len(rows), single)
+    first = parsed.sequence
+    if first is None:
+        first = sequence if isinstance(sequence, int) else sequence.get(stream.name, 0)
+    if not 0 <= first <= LARGEST - len(rows):
+        raise _Reject("sequence", f"wanted a number from 0 to {LARGEST}, got {first}")
+    items: list[Item] = []
+    for n, (time, row) in enumerate(zip(times, rows, strict=True)):
+        if isinstance(row, str):
+            items.append(Rejected(stream.name, "channels", row))
+        else:
+            # NumPy makes NaN of None.
+            items.append(Sample(stream.name, first + n, time, np.array(row, np.float64)))
+    return items
+
+
+def _values(raw: msgspec.Raw, stream: Stream) -> tuple[list[Values | str], bool]:
+    """Read the rows, a line of complaint in place of one that does not fit; is it a single one?"""
+    head = bytes(memoryview(raw)[:64]).translate(None, b" \t\r\n")
+    if not head:
+        raise _Reject("types", "wanted `values` (or `label`, for feedback), got neither")
+    if head.startswith(b"{"):
+        return [_by_channel(_parse(_object, raw), stream)], True
+    if head.startswith(b"[{"):
+        return [_by_channel(row, stream) for row in _parse(_objects, raw)], False
+    if head.startswith(b"[["):
+        return [_in_order(row, stream) for row in _parse(_rows, raw)], False
+    return [_in_order(_parse(_row, raw), stream)], True
+
+
+def _in_order(row: Values, stream: Stream) -> Values | str:
+    if len(row) != len(stream.channels):
+        return f"wanted {len(stream.channels)} values ({_list(stream.channels)}), got {len(row)}"
+    return row
+
+
+def _by_channel(row: dict[str, float | None], stream: Stream) -> Values | str:
+    strange = row.keys() - set(stream.channels)
+    if strange:
+        return f"wanted channels {_list(stream.channels)}, got {_list(sorted(strange))}"
+    return [row.get(channel) for channel in stream.channels]
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(ascii(name[:40]) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _times(parsed: _Payload, rows: int, single: bool) -> list[float]:
+    time, rate = parsed.time, parsed.sampling_rate_hz
+    if isinstance(time, list):
+        if single or len(time) != rows:
+            got = "one row of values" if single else f"{rows} rows of values"
+            raise _Reject("lengths", f"wanted one time for each row, got {len(time)} for {got}")
+        return time
+    if single or rows == 1:
+        return [time] * rows
+    if rate is None or rate <= 0:
+        raise _Reject(
+            "types", f"several rows with one time need a sampling_rate_hz above 0, got {rate}"
+        )
+    times = [time + n / rate for n in range(rows)]
+    if not math.isfinite(times[-1]):
+        raise _Reject("not_finite", f"wanted finite times, got {rows} rows at {rate} Hz")
+    return times
