@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 import signal
 import sys
 import time
@@ -15,8 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from adaptive import config as configuration
+from sensors.mqtt import Refused
 
 OUT, ERR = Console(), Console(stderr=True)
 
@@ -34,11 +38,33 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.command(args)
     except ValueError as error:  # ConfigError, InputError: what the user handed in
-        ERR.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        complain(error)
         return 1
+    except ExceptionGroup as group:
+        if reasons := refusals(group):
+            for reason in reasons:
+                complain(reason)
+            return 1
+        raise
     except KeyboardInterrupt:
         ERR.print("interrupted")
         return 130
+
+
+def complain(reason: object) -> None:
+    """Say on standard error what is wrong."""
+    ERR.print("[bold red]error:[/]", Text(str(reason)), highlight=False, soft_wrap=True)
+
+
+def refusals(group: BaseExceptionGroup) -> list[str]:
+    """What the far side refuses, if that is all that went wrong: then no bug is to be found."""
+    wrong, other = group.split((Refused, configuration.ConfigError))
+    if other or wrong is None:
+        return []
+    found: list[str] = []
+    for error in wrong.exceptions:
+        found += refusals(error) if isinstance(error, BaseExceptionGroup) else [str(error)]
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,9 +163,9 @@ def run_agent(args: argparse.Namespace) -> int:
     ERR.print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
     asyncio.run(supervise(agent, args))
     agent.loop.check()
-    OUT.print(terminal.summary(agent.loop))
-    if agent.loop.rejected:
-        OUT.print(f"rejected, of no stream: {terminal.listed(agent.loop.rejected)}")
+    # Where answers go to standard output, nothing else may.
+    taken = any(getattr(sink, "path", None) == "-" for sink in config.sinks)
+    (ERR if taken else OUT).print(terminal.summary(agent.loop))
     if args.summary:
         write_summary(agent.loop, args.summary)
     return 0
@@ -156,7 +182,8 @@ async def supervise(agent: Any, args: argparse.Namespace) -> None:
     if args.for_s is not None:
         loop.call_later(args.for_s, running.cancel)
     screen = None
-    if OUT.is_terminal and not args.no_table:
+    taken = any(getattr(sink, "path", None) == "-" for sink in agent.config.sinks)
+    if OUT.is_terminal and not args.no_table and not taken:
         screen = asyncio.create_task(terminal.show(agent.loop, OUT))
     try:
         await running
@@ -320,11 +347,12 @@ def bench_levels(args: argparse.Namespace) -> int:
     if args.channels < 1 or args.samples < 1:
         raise ValueError("--channels and --samples must be at least 1")
     controller = Controller(1, args.channels, model)
-    started = time.perf_counter()
     with bar("compiling", None) as advance:
         for name in controller.warm_up():
             advance(1, f"compiled {name}")
-    OUT.print(f"compiled in {time.perf_counter() - started:.1f} s", highlight=False)
+    controller.settle(controller.arrive(0, np.zeros(args.channels)), 0.0, np.zeros(args.channels))
+    controller.refine(0)
+    OUT.print(f"process start to first answer: {age():.1f} s", highlight=False)
     rng = np.random.default_rng(0)
     x = np.sin(np.arange(args.samples)[:, None] / 20) + rng.normal(
         0, 0.1, (args.samples, args.channels)
@@ -356,7 +384,18 @@ def bench_levels(args: argparse.Namespace) -> int:
         table.add_row(name, *(f"{q:.0f}" for q in quantiles), block)
     OUT.print(table)
     OUT.print(f"a gradient step: {1e6 * controller.learn_cost():.0f} us", highlight=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    OUT.print(f"resident memory, at most: {peak:.0f} MiB", highlight=False)
     return 0
+
+
+def age() -> float:
+    """How long this process has been there [s], by Linux's account of it; NaN elsewhere."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    except OSError:
+        return float("nan")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 """The agent: the parts that a configuration names, put together, run, saved and restored."""
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptive import checkpoint
+from adaptive.bank import Bank, Track
 from adaptive.config import Config, ConfigError
 from adaptive.controller import Controller
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
-from adaptive.loop import Bank, Loop, Track
+from adaptive.loop import Loop
 from adaptive.telemetry import Counters
 
 LOG = logging.getLogger(__name__)
@@ -35,17 +38,24 @@ class Agent:
             ConfigError: The checkpoint cannot be used or written.
         """
         self.config, self.path = config, None
+        self._saving = threading.Lock()  # a save that is cancelled goes on in its thread
+        if config.connection:
+            try:  # each connection reads them anew, but what is missing must stop the start
+                config.connection.broker.password()
+                config.connection.broker.tls_context()
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if config.agent.checkpoint_path:
+            self.path = Path(config.agent.checkpoint_path)
+            with refused():
+                checkpoint.check_writable(self.path)
         self.banks, self.tracks = assemble(config, progress or (lambda what, steps: None))
         self.loop = Loop(
             [feed.source for feed in config.feeds], self.tracks, self.banks, config.sinks
         )
-        if config.agent.checkpoint_path:
-            self.path = Path(config.agent.checkpoint_path)
-            try:
-                checkpoint.check_writable(self.path)
-                self._restore()
-            except checkpoint.CheckpointError as error:
-                raise ConfigError(f"agent.checkpoint_path: {error}") from error
+        if self.path:
+            with refused():
+                self._restore(self.path)
 
     async def run(self) -> None:
         """Run until the sources end or this is cancelled; then save."""
@@ -58,24 +68,24 @@ class Agent:
                 if self.config.connection:
                     beside.append(group.create_task(self.config.connection.run()))
                 if self.path:
-                    beside.append(group.create_task(self._save_regularly()))
+                    beside.append(group.create_task(self._save_regularly(self.path)))
                 await self.loop.run()
                 for task in beside:
                     task.cancel()
         finally:
             gc.unfreeze()
             if self.path:
-                checkpoint.save(self.path, *self.snapshot(), self.fingerprint())
+                self._save(self.path, *self.snapshot())
 
-    async def _save_regularly(self) -> None:
+    async def _save_regularly(self, path: Path) -> None:
         while True:
             await asyncio.sleep(self.config.agent.checkpoint_every_s)
-            assert self.path
+            await asyncio.to_thread(self._save, path, *self.snapshot())
+
+    def _save(self, path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+        with self._saving:
             try:
-                content = self.snapshot()
-                await asyncio.to_thread(
-                    checkpoint.save, self.path, *content, self.fingerprint()
-                )
+                checkpoint.save(path, arrays, header, self.fingerprint())
             except checkpoint.CheckpointError as error:
                 LOG.error("no checkpoint: %s", error)
 
@@ -83,7 +93,8 @@ class Agent:
 
     def fingerprint(self) -> str:
         """Of all settings without which a checkpoint means nothing."""
-        streams = {name: track.stream.channels for name, track in self.tracks.items()}
+        # In their order: by it the state of each is found again.
+        streams = [(name, track.stream.channels) for name, track in self.tracks.items()]
         transforms = [repr(feed.chain) for feed in self.config.feeds]
         model = dataclasses.asdict(self.config.model)
         return checkpoint.fingerprint(
@@ -109,10 +120,9 @@ class Agent:
             }
         return arrays, header
 
-    def _restore(self) -> None:
-        assert self.path
+    def _restore(self, path: Path) -> None:
         try:
-            arrays, header = checkpoint.load(self.path, self.fingerprint())
+            arrays, header = checkpoint.load(path, self.fingerprint())
         except checkpoint.CheckpointError as error:
             if error.reason != "missing":
                 raise
@@ -135,7 +145,16 @@ class Agent:
             track.counters = Counters.restore(saved["counters"])
             track.latency.restore(saved["latency"])
             track.newest = -np.inf if saved["newest"] is None else saved["newest"]
-        LOG.info("went on from %s", self.path)
+        LOG.info("went on from %s", path)
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Make what is wrong with a checkpoint a matter of the configuration."""
+    try:
+        yield
+    except checkpoint.CheckpointError as error:
+        raise ConfigError(f"agent.checkpoint_path: {error}") from error
 
 
 def assemble(

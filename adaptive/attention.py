@@ -115,8 +115,8 @@ def reproject(params: Params, cache: Cache) -> Cache:
 def block(
     params: Params,
     token: Float[Array, "*rows dim"],
-    keys: Float[Array, "*rows window heads head_dim"],
-    values: Float[Array, "*rows window heads head_dim"],
+    keys: Float[Array, "*rows window all_heads head_dim"],
+    values: Float[Array, "*rows window all_heads head_dim"],
     seen: Float[Array, "*rows window"],
     heads: int,
 ) -> tuple[Float[Array, "*rows outputs"], Float[Array, "*rows heads window"]]:
@@ -126,7 +126,8 @@ def block(
     age = jnp.arange(window - 1, -1, -1, dtype=jnp.float32)
     logit = jnp.einsum("...he,...whe->...hw", query, keys[..., :heads, :]) / head_dim**0.5
     logit = logit - jnp.exp(params.slope[:heads, None]) * age
-    weight = jax.nn.softmax(jnp.where(seen[..., None, :] > 0, logit, -jnp.inf), axis=-1)
+    # Not infinity: where nothing is there the softmax, and each gradient, would be NaN.
+    weight = jax.nn.softmax(jnp.where(seen[..., None, :] > 0, logit, -1e30), axis=-1)
     mixed = jnp.einsum("...hw,...whe->...he", weight, values[..., :heads, :])
     x = token + jnp.einsum("...he,hed->...d", mixed, params.out[:heads])
     x = x + jax.nn.gelu(norm(x, params.scale[1]) @ params.up) @ params.down

@@ -33,6 +33,7 @@ BURN_IN = 300  # [samples] before the likelihood or the range speak
 OUTSIDE = 0.05  # of the range
 TRACK = 0.1  # step of the threshold's logarithm
 FIRST_THRESHOLD = 4.0
+NOTABLE = 4.0  # [deviations]; 3, 5, 6 and three other rules were tried on half of NAB's files
 RANGE_STRENGTH = 8.0
 
 
@@ -41,7 +42,7 @@ class Verdict(NamedTuple):
 
     score: float  # in [0, 1]: 1 - p_value
     p_value: float  # share of earlier samples that were at least as strange, in (0, 1]
-    strength: float  # of an alarm, in [0, 1); 0 in repeats of a stronger one
+    strength: float  # of an alarm, in [0, 1); 0 in repeats of a notable one
     alarm: bool
 
 
@@ -111,7 +112,7 @@ class Calibration:
         self.low: list[float] = []
         self.high: list[float] = []
         self.threshold = log(FIRST_THRESHOLD)
-        self.resting, self.peak = 0, 0.0
+        self.resting = self.hiding = 0
         self.interval, self.time = 0.0, -inf
 
     def rank(self, level: int, surprise: Sequence[float]) -> tuple[float, float]:
@@ -150,14 +151,13 @@ class Calibration:
     def _likelihood(self, relative: float) -> float:
         self.recent.append(min(relative / CAP, 1.0))
         mean = sum(self.recent) / len(self.recent)
-        spread = max((self.square - self.mean * self.mean) ** 0.5 if self.seen > 1 else 0.0,
-                     LEAST_DEVIATION)
+        spread = max(
+            (self.square - self.mean * self.mean) ** 0.5 if self.seen > 1 else 0.0, LEAST_DEVIATION
+        )
         z = (mean - max(self.mean, LEAST_MEAN)) / spread
         rate = max(1.0 / self.seen, 1.0 / LIKELIHOOD)
         self.mean += rate * (mean - self.mean)
-        self.square = max(
-            self.square + rate * (mean * mean - self.square), self.mean * self.mean
-        )
+        self.square = max(self.square + rate * (mean * mean - self.square), self.mean * self.mean)
         return z if self.seen > BURN_IN else 0.0
 
     def _range(self, values: Sequence[float]) -> float:
@@ -174,12 +174,13 @@ class Calibration:
         return RANGE_STRENGTH if outside and self.seen > BURN_IN else 0.0
 
     def _alarm(self, strength: float) -> tuple[float, bool]:
-        above = strength > 0 and log(strength) > self.threshold
-        alarm = above and self.resting == 0
-        shown = strength if self.resting == 0 or strength > self.peak else 0.0
+        # For the table of strengths an excursion begins where it is notable; for alarms where it
+        # passes the threshold, or one that grows would hide its own peak from a high threshold.
+        shown = 0.0 if self.hiding else max(strength, 0.0)
+        self.hiding = self.rest if shown > NOTABLE else max(self.hiding - 1, 0)
+        alarm = self.resting == 0 and strength > 0 and log(strength) > self.threshold
         if self.resting:
             self.resting -= 1
-            self.peak = max(self.peak, strength)
         elif self.seen > BURN_IN:
             asked = self.alarms_per_day * self.interval / 86400.0
             # Resting samples cannot alarm, so the others alarm that much more often.
@@ -187,8 +188,8 @@ class Calibration:
             self.threshold += TRACK * (float(alarm) - asked)
             self.threshold = min(max(self.threshold, -7.0), 7.0)
         if alarm:
-            self.resting, self.peak = self.rest, strength
-        return max(shown, 0.0) / (1.0 + max(shown, 0.0)), alarm
+            self.resting = self.rest
+        return shown / (1.0 + shown), alarm
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""
@@ -196,7 +197,7 @@ class Calibration:
             str(level): [rank.total, rank.highest, rank.mean, rank.counts]
             for level, rank in self.ranks.items()
         }
-        numbers = (self.seen, self.mean, self.square, self.threshold, self.resting, self.peak)
+        numbers = (self.seen, self.mean, self.square, self.threshold, self.resting, self.hiding)
         return {
             "ranks": ranks,
             "recent": list(self.recent),
@@ -213,9 +214,9 @@ class Calibration:
             rank.total, rank.highest = float(total), int(highest)
             rank.mean, rank.counts = list(mean), list(counts)
         self.recent = deque(saved["recent"], maxlen=RECENT)
-        seen, self.mean, self.square, self.threshold, resting, self.peak = saved["numbers"][:6]
+        seen, self.mean, self.square, self.threshold, resting, hiding = saved["numbers"][:6]
         self.interval, newest = saved["numbers"][6:]
-        self.seen, self.resting = int(seen), int(resting)
+        self.seen, self.resting, self.hiding = int(seen), int(resting), int(hiding)
         self.time = newest if self.seen else -inf
         self.low = [inf if x is None else x for x in saved["low"]]
         self.high = [-inf if x is None else x for x in saved["high"]]

@@ -110,7 +110,15 @@ def parse(content: Mapping[str, Any], where: str) -> Config:
         )
     names = [raw.name for one in feeds for raw, _ in one.streams()]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{where}: two sources deliver a stream named {', '.join(twice)!r}")
+        raise ConfigError(
+            f"{where}: streams must have different names, got {', '.join(sorted(twice))} twice. "
+            'Set stream = "..." in one of the sources.'
+        )
+    if wild := [name for name in names if not name or set(name) & set("+#\0")]:
+        raise ConfigError(
+            f"{where}: a stream's name must not be empty or have + or # in it, got {wild[0]!r}: "
+            'answers are published under it. Set stream = "..." beside the topic.'
+        )
     sinks = tuple(
         plugin("adaptive.sinks", entry, connection, f"{where}: sink {number}")
         for number, entry in enumerate(entries(content, "sink", where), 1)
@@ -137,7 +145,8 @@ def feed(
     )
     entry.pop("transform", None)
     deadline = entry.pop("deadline_ms", agent.deadline_ms)
-    if not isinstance(deadline, int | float) or not 0 < deadline < float("inf"):
+    number = isinstance(deadline, int | float) and not isinstance(deadline, bool)
+    if not number or not 0 < deadline < float("inf"):
         raise ConfigError(f"{where}: deadline_ms must be a number above 0, got {deadline!r}")
     made = Feed(plugin("sensors.sources", entry, connection, where), Chain(links), deadline / 1e3)
     try:
@@ -190,6 +199,13 @@ def table(cls: type[T], content: Any, where: str) -> T:
         if f.init and f.name != "connection"
     }
     known(content, fields, where)
+    needed = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if name not in content]:
+        raise ConfigError(f"{where}: wanted the key {missing[0]!r}, got {', '.join(content) or '-'}")
     values = {}
     for name, value in content.items():
         kind = fields[name].type

@@ -7,6 +7,9 @@ in the meantime still enter the memory. `settle` turns the estimate that is to b
 the answer, with its alarm. `learn` is the gradient step, for when there is time.
 """
 
+# pyright: reportIncompatibleMethodOverride=false
+# The index of a sample hides the method of tuples, which nobody needs.
+
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +70,9 @@ class Model:
         for name in ("horizon_samples", "window_samples", "dim", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learn_every_samples", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must be at least 0, got {getattr(self, name)}")
         if self.dim % self.heads:
             raise ValueError(
                 f"model.dim must be a multiple of model.heads, got {self.dim} and {self.heads}"
@@ -82,23 +88,24 @@ class Model:
             )
             for level in LADDER
         ]
-        return tuple(level for i, level in enumerate(fit) if level[1:] not in [f[1:] for f in fit[:i]])
+        # Of equal ones the last stays: a small model has a level "full" like any other.
+        return tuple(
+            level for i, level in enumerate(fit, 1) if level[1:] not in [f[1:] for f in fit[i:]]
+        )
 
 
 @dataclass(frozen=True)
 class Alarms:
     """The [alarms] table of the configuration."""
 
-    alarms_per_day: float = 10.0
+    alarms_per_day: float = 1.0
     """How many alarms a day of each stream are wanted, in the long run."""
     rest_samples: int = 100
     """Repeats within so many samples of an alarm are not alarms of their own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alarms_per_day < inf:
-            raise ValueError(
-                f"alarms.alarms_per_day must be at least 0, got {self.alarms_per_day}"
-            )
+            raise ValueError(f"alarms.alarms_per_day must be at least 0, got {self.alarms_per_day}")
         if self.rest_samples < 0:
             raise ValueError(f"alarms.rest_samples must be at least 0, got {self.rest_samples}")
 
@@ -140,9 +147,10 @@ class Queued(NamedTuple):
     """A sample that the model has yet to see."""
 
     stream: int
-    index: int
+    index: int  # number of the sample in its stream, as the controller counts
     values: list[float]  # centred; 0 where missing
     seen: list[bool]  # whether measured
+    anchor: list[float]  # what was taken off; 0 where nothing was ever seen
 
 
 class Track:
@@ -249,9 +257,7 @@ class Controller:
             jobs[self.levels[i].name] = jitted.lower(*run_args).compile
         if learn and self.settings.learn_every_samples:
             jitted = jax.jit(partial(learner.step, shape=self.shape), donate_argnums=2)
-            jobs["learn"] = jitted.lower(
-                self.params, self.momenta, self.bank, np.int32(0)
-            ).compile
+            jobs["learn"] = jitted.lower(self.params, self.momenta, self.bank, np.int32(0)).compile
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}
             for name, future in compiled.items():
@@ -331,12 +337,14 @@ class Controller:
             measured = [m and not f for m, f in zip(measured, filled.tolist(), strict=True)]
         surprise = track.observe(plain, measured)
         relative, p_value = track.calibration.rank(MANDATORY, (surprise,))
+        # As known now: a later sample of the same call may be the first of its channel.
+        anchor = [0.0 if isnan(a) else a for a in track.anchor]
         centred = [
             min(max(x - a, -LARGEST), LARGEST) if isfinite(x) else 0.0
-            for x, a in zip(plain, track.anchor, strict=True)
+            for x, a in zip(plain, anchor, strict=True)
         ]
         index = track.count - 1
-        self.queue.append(Queued(stream, index, centred, measured))
+        self.queue.append(Queued(stream, index, centred, measured, anchor))
         ahead = np.array([track.last] * self.horizon, np.float32)
         spread = np.sqrt(np.array(track.deviation, np.float32) * track.growth)
         return Estimate(stream, index, MANDATORY, relative, p_value, ahead, spread, None, None)
@@ -363,35 +371,35 @@ class Controller:
         """Leave the oldest queued sample out of the model's memory."""
         self.queue.popleft()
 
-    def _unpack(self, packed: Float[np.ndarray, "samples outputs"]) -> model.Output:
-        parts, start = [], 0
-        for shape in self._output.values():
+    def _unpack(self, packed: Float[np.ndarray, "samples outputs"]) -> dict[str, np.ndarray]:
+        """The fields of `model.Output`, each with a row for every sample."""
+        parts, start = {}, 0
+        for name, shape in self._output.items():
             stop = start + prod(shape)
-            parts.append(packed[:, start:stop].reshape(-1, *shape))
+            parts[name] = packed[:, start:stop].reshape(-1, *shape)
             start = stop
-        out = model.Output(*parts)
-        return out._replace(lag=out.lag.astype(np.int32))
+        return parts | {"lag": parts["lag"].astype(np.int32)}
 
-    def _estimate(self, level: int, sample: Queued, out: model.Output, k: int) -> Estimate:
+    def _estimate(self, level: int, sample: Queued, out: dict[str, np.ndarray], k: int) -> Estimate:
         track = self.tracks[sample.stream]
         self.due[sample.stream] += 1
         if not any(sample.seen):
             relative, p_value = 1.0, 1.0  # nothing was measured: nothing is strange
         else:
             # Recall is the better judge by far; the trunk's error stands in where it is off.
-            parts = out.strange[k].tolist() if self.levels[level].memory else [float(out.error[k])]
+            strange, error = out["strange"][k], out["error"][k]
+            parts = strange.tolist() if self.levels[level].memory else [float(error)]
             relative, p_value = track.calibration.rank(level, parts)
-        anchor = [0.0 if isnan(a) else a for a in track.anchor]
         return Estimate(
             sample.stream,
             sample.index,
             level,
             relative,
             p_value,
-            (out.forecast[k] + anchor).astype(np.float32),
-            out.spread[k],
-            Explanation(out.lag[k], out.weight[k], out.channel[k]),
-            out.loss[k],
+            (out["forecast"][k] + sample.anchor).astype(np.float32),
+            out["spread"][k],
+            Explanation(out["lag"][k], out["weight"][k], out["channel"][k]),
+            out["loss"][k],
         )
 
     def settle(
@@ -476,7 +484,10 @@ class Controller:
     def restore(self, arrays: dict[str, np.ndarray], header: dict) -> None:
         """Take up where `snapshot` was made; samples that were queued then are not in it."""
         paths, form = jax.tree_util.tree_flatten_with_path(self._trees())
-        leaves = [jnp.array(arrays[jax.tree_util.keystr(path)]) for path, _ in paths]
+        # Copied without a compiled copy; shared memory could not be changed in place.
+        leaves = [
+            jax.device_put(arrays[jax.tree_util.keystr(path)], may_alias=False) for path, _ in paths
+        ]
         self.params, self.momenta, self.bank = jax.tree.unflatten(form, leaves)
         for i, (track, saved) in enumerate(zip(self.tracks, header["tracks"], strict=True)):
             track.count = saved["count"]

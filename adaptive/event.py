@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 PRIOR_VARIANCE = 1.0
+BIAS_VARIANCE = 0.1  # one label says what an event looks like, less how often they come
 DRIFT = 1e-4  # added to the variance at each label: old labels lose weight slowly
 FIRST_BIAS = -3.0  # before the labels say otherwise, events are rare
 
@@ -34,9 +35,10 @@ def init(memory: int, features: int) -> State:
     """A head without labels, over a memory of `memory` samples."""
     weights = np.zeros(features)
     weights[0] = FIRST_BIAS
+    covariance = np.diag([BIAS_VARIANCE] + [PRIOR_VARIANCE] * (features - 1))
     return State(
         weights,
-        PRIOR_VARIANCE * np.eye(features),
+        covariance,
         np.zeros((memory, features)),
         np.zeros(memory),
         0,

@@ -34,6 +34,7 @@ CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample m
 COVARIANCE_CAP = 100.0  # mean of the diagonal; without excitation forgetting would blow it up
 JITTER = 1e-5  # of the inner matrix, relative: float32 must not make it indefinite
 SHARPNESS = 2.0  # of the exponential weights
+AS_NEAR, NEAR = 1.1, 0.01  # relative, [variances]: how far two averages differ by chance
 
 
 class Regression(NamedTuple):
@@ -186,7 +187,7 @@ def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "...
 
 
 def season_of(
-    values: ring.View,
+    values: ring.Ring | ring.View,
     count: Int[Array, ""],
     lag: Int[Array, ""],
     horizon: int,
@@ -248,6 +249,9 @@ def step(
 def seasonal_lag(distance: Float[Array, " lags"], known: Float[Array, " lags"]) -> Int[Array, ""]:
     """Find the season: the lag of least distance beyond the first that is uncorrelated.
 
+    By chance a multiple of the season is often nearer than the season itself. So the shortest lag
+    that the least one is a multiple of is taken, if it is as near but for chance.
+
     Args:
         distance: Slowly averaged squared distance to the value each lag ago, for lags
             `len(distance)` down to 1 [variances]; about 2 (1 - autocorrelation).
@@ -262,5 +266,10 @@ def seasonal_lag(distance: Float[Array, " lags"], known: Float[Array, " lags"]) 
     beyond = (lax.cummax(by_lag) > 1.0) & there
     candidate = jnp.where(beyond, by_lag, jnp.inf)
     least = jnp.min(candidate)
-    first = jnp.min(jnp.where(candidate <= least, jnp.arange(1, lags + 1), lags))
+    lag = jnp.arange(1, lags + 1)
+    first = jnp.min(jnp.where(candidate <= least, lag, lags))
+    times = (2 * first + lag) // (2 * lag)  # first / lag, rounded
+    near = candidate <= AS_NEAR * least + NEAR
+    whole = (2 * jnp.abs(first - times * lag) <= times) & (times > 0)
+    first = jnp.min(jnp.where(whole & near, lag, first))
     return jnp.where(jnp.isfinite(least) & (least < 1.0), first, 0)

@@ -35,9 +35,7 @@ def optimiser() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(LARGEST_STEP), optax.adam(LEARNING_RATE))
 
 
-def loss(
-    params: attention.Params, state: State, shape: Shape
-) -> Float[Array, ""]:
+def loss(params: attention.Params, state: State, shape: Shape) -> Float[Array, ""]:
     """Huber loss of the encoder against the trunk's errors after the newest matured moments.
 
     Args:
@@ -53,9 +51,7 @@ def loss(
     inputs = ring.last(state.cache.inputs, newest, rows)
     seen = (jnp.arange(rows - 1, -1, -1) <= newest).astype(jnp.float32)
     target = ring.last(state.memory.errors, newest, shape.origins)
-    got = attention.encode_window(
-        params, inputs, seen, window=shape.window, heads=shape.heads
-    )
+    got = attention.encode_window(params, inputs, seen, window=shape.window, heads=shape.heads)
     known = seen[-shape.origins :, None]
     return jnp.sum(known * optax.huber_loss(got, target.reshape(got.shape))) / (
         jnp.maximum(jnp.sum(known), 1.0) * got.shape[1]
@@ -87,7 +83,8 @@ def step(
     slopes = Params(recall.Params(row.slope[:-1], row.slope[-1]), slope)
     updates, moved = optimiser().update(slopes, momenta, params)
     stepped = optax.apply_updates(params, updates)
-    landed = jnp.isfinite(optax.global_norm(slopes)) & jnp.isfinite(optax.global_norm(stepped))
+    landed = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(slopes))
+    landed &= jnp.isfinite(optax.global_norm(stepped))
     params, momenta = (
         jax.tree.map(lambda new, old: jnp.where(landed, new, old), new, old)
         for new, old in ((stepped, params), (moved, momenta))

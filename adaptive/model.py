@@ -6,6 +6,9 @@ Both corrections aim at what the trunk gets wrong. Their gains are a discounted 
 matured truth, step by step of the horizon, so a correction that does not help is not used.
 """
 
+# pyright: reportIncompatibleMethodOverride=false
+# The count of a state hides the method of tuples, which nobody needs.
+
 from typing import NamedTuple
 
 import jax
@@ -142,9 +145,11 @@ def of_stream(bank: State, stream: Int[Array, ""]) -> State:
 def with_stream(bank: State, stream: Int[Array, ""], state: State) -> State:
     """The bank with a new state of one stream."""
     return jax.tree.map(
-        lambda new, old: ring.Ring(new.rows)
-        if is_ring(new)
-        else lax.dynamic_update_index_in_dim(old, new, stream, 0),
+        lambda new, old: (
+            ring.Ring(new.rows)
+            if is_ring(new)
+            else lax.dynamic_update_index_in_dim(old, new, stream, 0)
+        ),
         state,
         bank,
         is_leaf=is_ring,
@@ -220,10 +225,10 @@ def recalled(
     params: recall.Params,
     memory: recall.State,
     count: Int[Array, ""],
-    values: ring.View,
+    values: ring.Ring | ring.View,
     scale: Float[Array, " channels"],
     lags: int,
-) -> tuple[Float[Array, "1+slopes horizon channels"], Float[Array, " scales"], Array, Array, Array]:
+) -> tuple[Float[Array, "rows horizon channels"], Float[Array, " scales"], Array, Array, Array]:
     """Attend to `lags` moments of the memory.
 
     Returns:

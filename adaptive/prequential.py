@@ -111,7 +111,10 @@ def replay(
 
 
 def blockwise(
-    controller: Controller, values: Float[np.ndarray, "rows channels"], level: int, block: int | None
+    controller: Controller,
+    values: Float[np.ndarray, "rows channels"],
+    level: int,
+    block: int | None,
 ) -> Iterator[tuple[Estimate, float]]:
     """Refine blocks of samples at one level, with a gradient step after each block when due.
 
@@ -148,15 +151,19 @@ def governed(
             pace(row)
         start = clock.perf_counter()
         mandatory = controller.arrive(0, x)
-        chosen = level
+        chosen, probe = level, False
         if chosen is None:
             slack = deadline - (clock.perf_counter() - start)
-            chosen = governor.decide(slack, len(controller.queue), clock.perf_counter()).level
+            decision = governor.decide(slack, len(controller.queue), clock.perf_counter())
+            chosen, probe = decision.level, decision.probe
         estimate = mandatory
         if chosen != MANDATORY:
             waiting = len(controller.queue)
             before = clock.perf_counter()
-            estimate = controller.refine(chosen)[-1]
+            while controller.queue:  # more than one call takes, after many without the model
+                refined = controller.refine(chosen)[-1]
+            # A probe comes too late by what is believed: the live loop has answered before it.
+            estimate = mandatory if probe else refined
             now = clock.perf_counter()
             governor.observe(chosen, waiting, now - before, now)
         yield estimate, start
@@ -178,11 +185,12 @@ class Labelled:
     ):
         self.controller, self.time = controller, time
         self.waiting = sorted(labels, key=lambda label: label.known)[::-1]
+        self.any = bool(self.waiting)
         self.pending = Pending(controller.settings.memory_samples)
 
     def show(self, row: int) -> None:
         """Show what is known when sample `row` arrives."""
-        if not self.waiting and not self.pending.early:
+        if not self.any:
             return
         now = float(self.time[row])
         found = self.pending.due()

@@ -50,7 +50,7 @@ class State(NamedTuple):
 
     distance: Float[Array, "scales lags"]  # D; the last row is of `SEASON_SCALE`
     compared: Float[Array, "scales lags"]  # W
-    errors: ring.Ring | ring.View  # (horizon, channels)  # what the trunk got wrong after each moment
+    errors: ring.Ring | ring.View  # (horizon, channels) what the trunk got wrong afterwards
 
 
 class Nearest(NamedTuple):
@@ -128,9 +128,7 @@ def logits(params: Params, distance: Float[Array, "scales lags"]) -> Float[Array
     return jnp.where(finite, -near - old, -jnp.inf)
 
 
-def weights(
-    params: Params, distance: Float[Array, "scales lags"]
-) -> Float[Array, "1+slopes lags"]:
+def weights(params: Params, distance: Float[Array, "scales lags"]) -> Float[Array, "rows lags"]:
     """Softmax over the moments, and how each parameter would move it.
 
     Returns:
@@ -152,26 +150,17 @@ def weights(
 def nearest(distance: Float[Array, "rows lags"]) -> Nearest:
     """Find the `NEAREST` smallest distances of different blocks of lags.
 
-    Two stages of plain minima, because XLA's top-k sorts everything on a CPU: 1300 us for 4096
-    lags, against 10 us for this.
+    First the least of each block, then the blocks: XLA's top-k sorts everything on a CPU, which
+    takes 1300 us for 4096 lags and 5 us for 256 blocks.
     """
     rows, lags = distance.shape
-    blocks = lags // BLOCK
-    lag = jnp.broadcast_to(jnp.arange(lags, 0, -1), (rows, lags)).reshape(rows, blocks, BLOCK)
-    distance = distance.reshape(rows, blocks, BLOCK)
-    least = jnp.min(distance, axis=2)
-    at = jnp.min(jnp.where(distance <= least[..., None], lag, lags), axis=2)
-    numbers = jnp.arange(blocks)
-
-    found, lag_found = [], []
-    for _ in range(NEAREST):
-        value = jnp.min(least, axis=1)
-        block = jnp.min(jnp.where(least <= value[:, None], numbers, blocks), axis=1)
-        taken = numbers == block[:, None]
-        found.append(value)
-        lag_found.append(jnp.sum(jnp.where(taken, at, 0), axis=1))
-        least = jnp.where(taken, jnp.inf, least)
-    return Nearest(jnp.stack(found, axis=1), jnp.stack(lag_found, axis=1))
+    blocks = distance.reshape(rows, lags // BLOCK, BLOCK)
+    least, block = lax.top_k(-jnp.min(blocks, axis=2), NEAREST)
+    chosen = jnp.take_along_axis(blocks, block[:, :, None], axis=1)
+    within = jnp.min(
+        jnp.where(chosen <= -least[:, :, None], jnp.arange(BLOCK, 0, -1), BLOCK), axis=2
+    )
+    return Nearest(-least, lags - BLOCK * (block + 1) + within)
 
 
 def strangeness(distance: Float[Array, "scales nearest"]) -> Float[Array, " scales"]:
@@ -192,17 +181,17 @@ def remember(
         errors: By row h - 1 the error of the forecast made h samples ago [standard deviations].
 
     Returns:
-        The memory; the errors after the newest moment are zero until they are known.
+        The memory; errors after a moment are zero until they are known, and none of the newest is.
     """
     horizon = errors.shape[0]
-    written = ring.push(state.errors, count, jnp.zeros_like(errors))
+    # The newest moment's row is left alone: it still holds the moment one whole memory ago.
+    first = jnp.zeros_like(errors).at[0].set(errors[0])
+    written = ring.push(state.errors, count - 1, first)
     if horizon == 1:  # the common case needs no scatter
-        return state._replace(errors=ring.push(written, count - 1, errors))
+        return state._replace(errors=written)
     step = jnp.arange(horizon)
     row = ring.row(written, count - 1 - step)
-    rows = written.rows.at[written.stream, :, row, step].set(
-        errors[:, None], unique_indices=True
-    )
+    rows = written.rows.at[written.stream, :, row, step].set(errors[:, None], unique_indices=True)
     return state._replace(errors=written._replace(rows=rows))
 
 
@@ -217,21 +206,15 @@ def correction(
         weight: Attention on the moments `lags` samples ago down to 1; several rows of weights
             are read in one pass over the memory.
     """
-    lags, length = weight.shape[-1], state.errors.length
-    if lags < length:
-        past = ring.last(state.errors, count - 1, lags)
-    else:
-        # To turn the weights is cheaper than to read the whole ring in order.
-        twice = jnp.concatenate((weight, weight), axis=-1)
-        start = length - 1 - ring.row(state.errors, count - 1)
-        weight = lax.dynamic_slice_in_dim(twice, start, length, axis=-1)
-        past = state.errors.rows[state.errors.stream, 0]
-    flat = past.reshape(lags, -1)
-    return (weight @ flat).reshape(-1, *past.shape[1:])
+    rows, lags = weight.shape
+    past = ring.last(state.errors, count - 1, lags)
+    # Eight rows are a whole register: for 96 steps of 7 channels twice as fast as five.
+    padded = jnp.pad(weight, ((0, -rows % 8), (0, 0)))
+    return (padded @ past.reshape(lags, -1))[:rows].reshape(rows, *past.shape[1:])
 
 
 def apart_by_channel(
-    values: ring.View,
+    values: ring.Ring | ring.View,
     count: Int[Array, ""],
     lag: Int[Array, " nearest"],
     weight: Float[Array, " nearest"],

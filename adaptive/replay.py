@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from math import inf, isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +75,11 @@ def load(
         raise InputError(str(error)) from error
     if not len(recording.values):
         raise InputError(f"{path}: no rows")
+    if recording.rejected:
+        raise InputError(
+            f"{recording.rejected[0].detail}. One row out for each row in: "
+            f"{len(recording.rejected)} cannot be used; repair or remove them."
+        )
     return recording
 
 
@@ -89,16 +95,16 @@ def read_labels(path: Path, delay: float, until: float) -> list[Label]:
         InputError: A line is not what it should be.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     labels = []
     for number, row in enumerate(rows, 2):
         try:
             moment, label = seconds(row["time"]), float(row["label"])
             duration = float(row.get("duration") or 0.0)
-            if label not in (0.0, 1.0) or not duration >= 0.0:
+            if label not in (0.0, 1.0) or not 0.0 <= duration < inf or not isfinite(moment):
                 raise ValueError
         except (KeyError, ValueError, TypeError):
             raise InputError(
@@ -149,7 +155,9 @@ def timestamps(recording: Recording) -> Iterator[str]:
             yield f"{time:.6f}".rstrip("0").rstrip(".")
 
 
-def paced(time: np.ndarray, speed: float, clock: Callable, sleep: Callable) -> Callable[[int], None]:
+def paced(
+    time: np.ndarray, speed: float, clock: Callable, sleep: Callable
+) -> Callable[[int], None]:
     """Wait until a row is due, `speed` times faster than it was recorded."""
     start, first = clock(), float(time[0])
 

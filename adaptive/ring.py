@@ -7,7 +7,7 @@ read and written in place: a bank is never copied for one sample. To keep it so,
 before reading it within a step: a read of what was there before makes XLA copy all of it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -26,6 +26,18 @@ class Ring(NamedTuple):
 
     rows: Float[Array, "streams 2 length *shape"]
 
+    @property
+    def stream(self) -> int:
+        """The only stream there is: the ring of a single stream is its own view."""
+        if self.rows.shape[0] != 1:
+            raise ValueError(f"a ring of {self.rows.shape[0]} streams needs a View of one of them")
+        return 0
+
+    @property
+    def length(self) -> int:
+        """How many rows there are for each stream."""
+        return self.rows.shape[2]
+
 
 class View(NamedTuple):
     """The buffer of one stream among all."""
@@ -39,24 +51,27 @@ class View(NamedTuple):
         return self.rows.shape[2]
 
 
+Buffer = TypeVar("Buffer", bound=Ring | View)
+
+
 def init(rows: int, *shape: int) -> Ring:
     """An empty ring of one stream, all zero, that holds at least `rows` rows of `shape`."""
     return Ring(jnp.zeros((1, 2, length_for(rows), *shape), jnp.float32))
 
 
-def row(ring: View, count: Int[Array, "*n"]) -> Int[Array, "*n"]:
+def row(ring: Ring | View, count: Int[Array, "*n"]) -> Int[Array, "*n"]:
     """Where the row of sample number `count` is."""
     return count & (ring.length - 1)
 
 
-def push(ring: View, count: Int[Array, ""], new: Float[Array, "*shape"]) -> View:
+def push(ring: Buffer, count: Int[Array, ""], new: Float[Array, "*shape"]) -> Buffer:
     """Write the row of sample number `count`, in one update."""
     both = jnp.broadcast_to(new, (1, 2, 1, *new.shape))
     start = (ring.stream, 0, row(ring, count), *(0 for _ in new.shape))
     return ring._replace(rows=lax.dynamic_update_slice(ring.rows, both, start))
 
 
-def last(ring: View, count: Int[Array, ""], rows: int) -> Float[Array, "rows *shape"]:
+def last(ring: Ring | View, count: Int[Array, ""], rows: int) -> Float[Array, "rows *shape"]:
     """Read the `rows` newest rows up to sample number `count`, oldest first."""
     streams, _, length, *shape = ring.rows.shape
     if rows > length:

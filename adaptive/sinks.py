@@ -1,17 +1,21 @@
 """Where results go: nowhere, a list, a file of JSON lines, an MQTT topic."""
 
 import asyncio
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import NamedTuple, Protocol, TextIO, runtime_checkable
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from adaptive.controller import Answer
 from sensors.mqtt import Connection
-from sensors.sample import Sample
+from sensors.sample import Sample, Unavailable
 
 
 class Result(NamedTuple):
@@ -119,24 +123,47 @@ class JsonLinesSink:
     """Say of every answer what it attended to, not of alarms alone."""
     alarms_only: bool = False
     """Leave out everything that is not an alarm."""
-    _open: list[TextIO] = field(default_factory=list, init=False, repr=False, compare=False)
+    _open: list[io.FileIO] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.path != "-" and (Path(self.path).is_dir() or not Path(self.path).parent.is_dir()):
+            raise ValueError(
+                f"sink.path must name a file in a folder that exists, got {self.path!r}"
+            )
 
     async def write(self, results: Sequence[Result]) -> None:
-        """Append the results and flush."""
-        if not self._open:
-            file = sys.stdout if self.path == "-" else open(self.path, "a", encoding="utf-8")
-            self._open.append(file)
+        """Append the results, all of them or none."""
         now = asyncio.get_running_loop().time()
         chosen = [r for r in results if r.answer.alarm or not self.alarms_only]
-        self._open[0].writelines(encode(r, now, self.explain).decode() + "\n" for r in chosen)
-        self._open[0].flush()
+        lines = b"".join(encode(r, now, self.explain) + b"\n" for r in chosen)
+        if self.path == "-":
+            sys.stdout.write(lines.decode())
+            sys.stdout.flush()
+            return
+        try:
+            if not self._open:
+                self._open.append(io.FileIO(self.path, "a"))
+            append(self._open[0], lines)
+        except OSError as error:
+            raise Unavailable(f"{self.path}: {error.strerror or error}") from error
 
     async def close(self) -> None:
         """Close the file."""
         while self._open:
-            file = self._open.pop()
-            if file is not sys.stdout:
-                file.close()
+            self._open.pop().close()
+
+
+def append(file: io.FileIO, content: bytes) -> None:
+    """Write all of it; when that fails, as on a full disk, take the beginning back."""
+    size = os.fstat(file.fileno()).st_size
+    done = 0
+    try:
+        while done < len(content):
+            done += file.write(content[done:])
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise
 
 
 @dataclass(frozen=True)
@@ -159,6 +186,12 @@ class MqttSink:
             raise ValueError(f"sink.qos must be 0 or 1, got {self.qos}")
         if any(c in self.topic for c in "+#"):
             raise ValueError(f"sink.topic must be without wildcards, got {self.topic!r}")
+        try:
+            self.topic.format(stream="")
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"sink.topic may have {{stream}} in it and no other braces, got {self.topic!r}"
+            ) from error
 
     async def write(self, results: Sequence[Result]) -> None:
         """Publish the results, all at once, and wait until the broker has them."""

@@ -20,7 +20,7 @@ class Counters:
         received = full + mandatory + shed + in flight
 
     Attributes:
-        received: Samples that were taken in.
+        received: Samples that were taken in, as they are behind the transforms.
         full: Answered at a refined level, whether by the deadline or not.
         mandatory: Answered by the mandatory score alone.
         shed: Given up by a named policy, by its name.
@@ -64,15 +64,15 @@ class Counters:
     def arrived(self, sequence: int, time: float) -> bool:
         """Count a sample in, and say whether it is new; one that is not must be dropped.
 
-        Gaps in the sequence are missing samples. A number far below the newest is an old sample
-        that came again, unless its time is newer: then the sensor has begun to count anew.
+        Gaps in the sequence are missing samples. A number below the newest is an old sample that
+        came again or late, unless its time is newer: then the sensor has begun to count anew.
 
         Args:
             sequence: The sample's number.
             time: [s] on the sample's own clock.
         """
         behind = self.newest - sequence
-        if self.newest < 0 or (behind >= WINDOW and time > self.newest_time):
+        if self.newest < 0 or (behind >= 0 and time > self.newest_time):
             self.restarts += self.newest >= 0
             self.newest, self.newest_time, self.seen = sequence, time, 1
         elif behind < 0:
@@ -88,6 +88,11 @@ class Counters:
         self.received += 1
         self.in_flight += 1
         return True
+
+    def became(self, count: int) -> None:
+        """Take note, after `arrived`, that transforms made so many samples of one."""
+        self.received += count - 1
+        self.in_flight += count - 1
 
     def answered(self, level: int, slack: float) -> None:
         """Count a sample out.
@@ -111,6 +116,11 @@ class Counters:
         """Count samples out that a policy has shed; `reason` names the policy."""
         self.shed[reason] = self.shed.get(reason, 0) + count
         self.in_flight -= count
+
+    @property
+    def given_up(self) -> int:
+        """How many samples were shed in all."""
+        return sum(self.shed.values())
 
     def reject(self, reason: str) -> None:
         """Count what could not be made a sample or feedback."""

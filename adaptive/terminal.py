@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Iterable
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adaptive.loop import Loop, Track
+from adaptive.bank import Track
+from adaptive.loop import Loop
 from adaptive.model import KINDS
+from adaptive.telemetry import Counters
 
 REFRESH = 0.5  # [s]
 ALARMS_SHOWN = 6
@@ -31,33 +34,46 @@ def screen(loop: Loop, now: float) -> RenderableType:
     """The streams, the last alarms, and how to end it."""
     return Group(
         streams(loop.tracks.values(), now),
+        losses(loop.tracks.values()),
         alarms(loop.tracks.values()),
         Text("Ctrl-C ends.", style="dim"),
     )
 
 
 def streams(tracks: Iterable[Track], now: float) -> Table:
-    """One line for each stream."""
-    table = Table(title="adaptive", title_justify="left", expand=False)
-    heads = ("stream", "rate", "level", "p50 / p99", "in time", "missed", "alarms", "loss", "labels")
-    for name in heads:
-        table.add_column(name, justify="left" if name in ("stream", "level") else "right")
+    """Two lines for each stream, no wider than 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
+    table.add_column("stream")
+    table.add_column("level")
+    for name in ("rate", "p50 / p99", "in time", "missed", "alarms", "labels"):
+        table.add_column(name, justify="right")
     for track in tracks:
         counters = track.counters
-        done = counters.met + counters.missed
         level = level_name(track)
         table.add_row(
-            track.stream.name,
-            f"{track.rate.at(now):.0f}/s",
+            Text(track.stream.name, style="bold", overflow="ellipsis", no_wrap=True),
             Text(level, style="yellow" if level == "mandatory" else "green"),
+            f"{track.rate.at(now):.3g}/s",
             f"{latency(track, 0.5)} / {latency(track, 0.99)} ms",
-            f"{100 * counters.met / done:.2f} %" if done else "-",
+            in_time(counters),
             Text(str(counters.missed), style="red" if counters.missed else ""),
-            f"{counters.alarms} ({1000 * counters.alarms / done:.1f} per 1000)" if done else "0",
-            loss(track),
+            str(counters.alarms),
             str(counters.feedback["learned"]),
         )
     return table
+
+
+def losses(tracks: Iterable[Track]) -> Text:
+    """What each stream's forecasts are worth."""
+    found = [(track.stream.name, loss(track)) for track in tracks]
+    lines = [f"forecast of {name}: {text}" for name, text in found if text != "-"]
+    return Text("\n".join(lines), style="dim")
+
+
+def in_time(counters: Counters) -> str:
+    """The share of the answers that were there by their deadline."""
+    done = counters.met + counters.missed
+    return f"{100 * counters.met / done:.2f} %" if done else "-"
 
 
 def latency(track: Track, q: float) -> str:
@@ -71,24 +87,26 @@ def level_name(track: Track) -> str:
 
 
 def loss(track: Track) -> str:
-    """The model's loss as a share of persistence's."""
+    """The squared error of the forecasts, against that of 'no change'."""
     if track.loss is None or track.counters.received < TRUSTED:
         return "-"
     of = dict(zip(KINDS, track.loss.tolist(), strict=True))
-    if of["persistence"] <= 0:
+    if not of["persistence"] > 0:
         return "-"
-    return f"{of['served']:.3f} = {of['served'] / of['persistence']:.2f} x persistence"
+    ratio = of["served"] / of["persistence"]
+    return f"squared error {100 * ratio:.0f} % of that of 'it stays as it is'"
 
 
 def alarms(tracks: Iterable[Track]) -> Table:
     """The newest alarms of all streams, newest first."""
-    table = Table(title="last alarms", title_justify="left", box=None, padding=(0, 2))
-    for name in ("stream", "time [s]", "strength", "reason"):
-        table.add_column(name, style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
+    for name in ("last alarms", "time [s]", "strength"):
+        table.add_column(name, style="dim", justify="left" if name == "last alarms" else "right")
+    table.add_column("reason", style="dim", no_wrap=True, overflow="ellipsis")
     found = [result for track in tracks for result in track.alarms]
     for result in sorted(found, key=lambda r: r.arrival, reverse=True)[:ALARMS_SHOWN]:
         table.add_row(
-            result.sample.stream,
+            Text(result.sample.stream, overflow="ellipsis", no_wrap=True),
             f"{result.sample.time:.2f}",
             f"{result.answer.strength:.2f}",
             result.reason,
@@ -96,32 +114,39 @@ def alarms(tracks: Iterable[Track]) -> Table:
     return table
 
 
-def summary(loop: Loop) -> Table:
-    """What became of every sample."""
-    table = Table(title="summary", title_justify="left")
-    heads = ("stream", "received", "= full", "+ mandatory", "+ shed", "in time", "p50 / p99 / p99.9",
-             "missing", "rejected", "alarms", "labels", "learned", "loss")
-    for name in heads:
-        table.add_column(name, justify="left" if name == "stream" else "right")
+def summary(loop: Loop) -> RenderableType:
+    """What became of every sample: a block of lines for each stream."""
+    blocks: list[RenderableType] = []
     for track in loop.tracks.values():
-        c = track.counters
-        done = c.met + c.missed
-        table.add_row(
-            track.stream.name,
-            str(c.received),
-            str(c.full),
-            str(c.mandatory),
-            listed(c.shed),
-            f"{100 * c.met / done:.3f} %" if done else "-",
-            " / ".join(latency(track, q) for q in (0.5, 0.99, 0.999)) + " ms",
-            str(c.missing),
-            listed(c.rejected | ({"duplicate": c.duplicates} if c.duplicates else {})),
-            str(c.alarms),
-            f"{c.feedback['received']}",
-            f"{c.feedback['learned']} labels, {c.learn_steps} steps",
-            loss(track),
-        )
-    return table
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, text in lines(track):
+            table.add_row(f"  {name}", text)
+        blocks += [Text(track.stream.name, style="bold"), table]
+    if loop.rejected:
+        blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.rejected)}"]
+    return Group(*blocks)
+
+
+def lines(track: Track) -> list[tuple[str, str]]:
+    """What is said of one stream in the end, as name and text."""
+    c = track.counters
+    said, names = c.feedback, [level.name for level in track.bank.controller.levels]
+    full = {names[level]: count for level, count in sorted(c.levels.items()) if level >= 0}
+    unread = c.rejected | ({"duplicate": c.duplicates} if c.duplicates else {})
+    latencies = " / ".join(latency(track, q) for q in (0.5, 0.99, 0.999))
+    return [
+        ("received", f"{c.received} = {c.full} full + {c.mandatory} mandatory + {c.given_up} shed"),
+        ("full", listed(full)),
+        *([("shed", listed(c.shed))] if c.shed else []),
+        ("in time", f"{in_time(c)}, p50 / p99 / p99.9 = {latencies} ms"),
+        ("missing", f"{c.missing}, rejected {listed(unread)}"),
+        ("alarms", f"{c.alarms}"),
+        ("feedback", f"{said['received']} received, {said['learned']} learned"),
+        ("learning", f"{c.learn_steps} gradient steps, {c.learn_rejected} undone"),
+        ("forecast", loss(track)),
+    ]
 
 
 def listed(counts: dict[str, int]) -> str:

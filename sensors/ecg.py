@@ -1,5 +1,6 @@
 """An electrocardiogram out of a dynamical model, with what goes wrong in hearts and electrodes."""
 
+import importlib
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ class EcgSignal:
     seed: int = 0
 
     def __post_init__(self):
+        importlib.import_module("scipy.signal")  # takes long: not when the first sample is due
         if self.sampling_rate_hz < 50:
             raise ValueError(
                 f"sampling_rate_hz must be at least 50, got {self.sampling_rate_hz}: below, the "

@@ -40,6 +40,7 @@ class Recording(NamedTuple):
     events: tuple[Annotation, ...] = ()  # by time
     rejected: tuple[Rejected, ...] = ()  # rows that could not be used
     notes: tuple[str, ...] = ()  # columns that were left out and the like
+    dated: bool = False  # whether the file wrote its times as dates, ISO 8601
 
 
 def read(
@@ -101,6 +102,7 @@ def read(
             table.values,
             rejected=table.rejected,
             notes=table.notes,
+            dated=table.dated,
         )
     elif kind.endswith(LINES):
         recording = _read_lines(path)

@@ -30,6 +30,7 @@ class Table(NamedTuple):
     values: np.ndarray  # [rows, channels] float64, NaN where missing
     rejected: tuple[Rejected, ...]  # rows that cannot be used
     notes: tuple[str, ...]  # what was left out, in words
+    dated: bool  # whether time was written as dates
 
 
 def read_text(path: Path) -> tuple[str, Rejected | None]:
@@ -84,7 +85,7 @@ def read_table(path: Path, columns: Sequence[str] | None, time_column: str | Non
     if not rows:
         cells = {name: () for name in header}
     notes: list[str] = []
-    time, time_name = _find_time(path, header, cells, time_column)
+    time, time_name, dated = _find_time(path, header, cells, time_column)
     wanted = tuple(_known(path, name, header) for name in columns or ())
     kept: dict[str, np.ndarray] = {}
     for name in wanted or [name for name in header if name != time_name]:
@@ -121,7 +122,7 @@ def read_table(path: Path, columns: Sequence[str] | None, time_column: str | Non
         ]
         values, time = np.delete(values, lost, 0), np.delete(time, lost)
     units = tuple(match[1] if (match := UNIT.search(name)) else "" for name in kept)
-    return Table(tuple(kept), units, time, values, tuple(rejected), tuple(notes))
+    return Table(tuple(kept), units, time, values, tuple(rejected), tuple(notes), dated)
 
 
 def name_nearest(wanted: str, known: Sequence[str]) -> str:
@@ -216,10 +217,11 @@ def _seconds(cell: str) -> float:
 
 def _find_time(
     path: Path, header: list[str], cells: dict[str, tuple], time_column: str | None
-) -> tuple[np.ndarray | None, str]:
+) -> tuple[np.ndarray | None, str, bool]:
+    """Find the time of each row, the name of its column, and whether that holds dates."""
     name = _known(path, time_column, header) if time_column else header[0]
     if _iso(cells[name]):
-        return np.array([_seconds(cell) for cell in cells[name]]), name
+        return np.array([_seconds(cell) for cell in cells[name]]), name, True
     values, strange = _numbers(cells[name])
     if time_column:
         if len(values) and len(strange) == len(values):
@@ -227,13 +229,13 @@ def _find_time(
                 f"{path}: the time column {name!r} should hold ISO time stamps or numbers, got "
                 f"{cells[name][0][:40]!r}. Name another, out of {', '.join(header)}."
             )
-        return values, name
+        return values, name, False
     counts = len(values) > 1 and not strange and bool(np.all(np.diff(values) == 1))
     whole = counts and bool(values[0] == np.round(values[0]))
     # A table of a single column holds values, whatever its name.
     if len(header) > 1 and (whole or (TIME_NAME.fullmatch(name) and len(strange) < len(values))):
-        return values, name
-    return None, ""
+        return values, name, False
+    return None, "", False
 
 
 def _known(path: Path, name: str, header: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Vehicle counts at the counters of a town, with incidents, faulty counters and slow drift."""
 
+import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class TrafficSignal:
     seed: int = 0
 
     def __post_init__(self):
+        importlib.import_module("scipy.signal")  # takes long: not when the first sample is due
         if self.counters < 1:
             raise ValueError(f"counters must be at least 1, got {self.counters}")
         if not 0 < self.interval_s <= 3600:

@@ -1,9 +1,12 @@
 """What the tests share: the shape checker, a broker, recordings, virtual time."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,3 +114,53 @@ def mosquitto_with(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 def mosquitto(mosquitto_with: Callable[..., Mosquitto]) -> Mosquitto:
     """A running broker that lets everybody do everything."""
     return mosquitto_with()
+
+
+class AgentProcess:
+    """`adaptive run` in a process of its own."""
+
+    def __init__(self, folder: Path, text: str, options: tuple[str, ...]) -> None:
+        self.log = folder / f"agent-{time.monotonic_ns()}.log"
+        config = folder / "agent.toml"
+        config.write_text(text, encoding="utf-8")
+        self.summary = folder / "summary.json"
+        command = [sys.executable, "-m", "adaptive", "run", config, "--no-table"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--summary", self.summary, *options],
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+            )
+
+    def wait_for(self, text: str, seconds: float = 120.0) -> None:
+        """Wait until it has said something."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the agent did not say {text!r}: {self.log.read_text()}")
+            time.sleep(0.02)
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> dict:
+        """Send a signal; return the summary that it leaves."""
+        self.process.send_signal(number)
+        self.process.wait(seconds)
+        if number == signal.SIGKILL:
+            return {}
+        assert self.process.returncode == 0, self.log.read_text()
+        return json.loads(self.summary.read_text())
+
+
+@pytest.fixture
+def agent_process(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
+    """Starts agents: `agent_process(toml, "--for-s", "5")`; they end with the test."""
+    agents: list[AgentProcess] = []
+
+    def start(text: str, *options: str) -> AgentProcess:
+        agents.append(AgentProcess(tmp_path, text, options))
+        return agents[-1]
+
+    yield start
+    for agent in agents:
+        agent.process.kill()
+        agent.process.wait()

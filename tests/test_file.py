@@ -77,6 +77,33 @@ def test_the_time_may_be_named_and_a_text_column_that_may_be_it_is_mentioned(wri
     assert recording.channels == ("x",)
 
 
+@pytest.mark.parametrize(
+    ("text", "dated"),
+    [
+        ("time,x\n2020-01-01,1\n2020-01-02T03:00Z,2\n", True),
+        ("time,x\n1577836800,1\n1577836801,2\n", False),
+        ("x\n1\n2\n", False),
+    ],
+)
+def test_a_recording_says_whether_its_times_were_dates(write, text, dated):
+    assert read(write(text)).dated is dated
+
+
+def test_the_dates_may_stand_in_a_column_that_is_named(write):
+    path = write("x,when\n3,1970-01-01\n5,1970-01-02\n")
+    assert not read(path).dated
+    assert read(path, time_column="when", columns=["x"]).dated
+
+
+def test_times_of_a_wfdb_record_are_no_dates(tmp_path):
+    wfdb = pytest.importorskip("wfdb")
+    signal = np.zeros((4, 1))
+    wfdb.wrsamp(
+        "r", fs=4, units=["mV"], sig_name=["I"], p_signal=signal, write_dir=str(tmp_path)
+    )
+    assert not read(tmp_path / "r").dated
+
+
 def test_a_stated_rate_makes_seconds_of_row_numbers(write):
     recording = read(write("x\n1\n2\n3\n"), sampling_rate=4.0)
     np.testing.assert_array_equal(recording.time, [0.0, 0.25, 0.5])

@@ -1,0 +1,161 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from adaptive.calibration import BURN_IN, Calibration
+
+INTERVAL = 60.0  # [s]
+PER_DAY = 86400.0 / INTERVAL
+
+
+def judged(calibration, surprises, first=0, level=0, values=None):
+    """Take surprises through a calibration, one a minute; return its verdicts."""
+    verdicts = []
+    for n, surprise in enumerate(surprises, first):
+        relative, p_value = calibration.rank(level, (float(surprise),))
+        row = (0.0,) if values is None else (values[n],)
+        verdicts.append(calibration.judge(INTERVAL * n, row, relative, p_value))
+    return verdicts
+
+
+DRAWS = {
+    "exponential": lambda rng, n: rng.exponential(size=n),
+    "lognormal": lambda rng, n: rng.lognormal(0, 1, n),
+    "half-normal": lambda rng, n: np.abs(rng.normal(size=n)),
+    "pareto": lambda rng, n: rng.pareto(2.5, n) + 0.01,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DRAWS)
+def test_p_values_of_independent_surprises_are_uniform(name):
+    surprises = DRAWS[name](np.random.default_rng(0), 12_000)
+    p_values = [v.p_value for v in judged(Calibration(1.0, 0), surprises)][2000:]
+    assert 0 < min(p_values) <= max(p_values) <= 1
+    assert stats.kstest(p_values, "uniform").statistic < 0.025
+    assert all(v.score == 1 - v.p_value for v in judged(Calibration(1.0, 0), surprises[:50]))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_p_values_have_no_unit(scale):
+    surprises = np.random.default_rng(1).exponential(size=1500)
+    got, wanted = (
+        [v.p_value for v in judged(Calibration(1.0, 0), s)] for s in (surprises * scale, surprises)
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_a_stranger_surprise_never_has_a_larger_p_value():
+    calibration = Calibration(1.0, 0)
+    judged(calibration, np.random.default_rng(2).exponential(size=1000))
+    saved = json.dumps(calibration.snapshot())
+    ladder = []
+    for surprise in (0.0, 1e-3, 0.1, 0.5, 1.0, 3.0, 10.0, 100.0, 1e6):
+        fresh = Calibration(1.0, 0)
+        fresh.restore(json.loads(saved))
+        ladder.append(fresh.rank(0, (surprise,))[1])
+    assert ladder == sorted(ladder, reverse=True)
+    assert ladder[0] > 0.99
+    assert ladder[-1] < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rest", [0, 30])
+@pytest.mark.parametrize("name", ["exponential", "lognormal", "pareto"])
+def test_in_the_long_run_as_many_alarms_come_as_were_asked_for(name, rest):
+    asked = 0.01  # of the samples
+    surprises = DRAWS[name](np.random.default_rng(3), 45_000)
+    alarms = [v.alarm for v in judged(Calibration(asked * PER_DAY, rest), surprises)]
+    assert np.mean(alarms[5000:]) == pytest.approx(asked, rel=0.1)
+
+
+def test_no_alarm_comes_where_none_is_asked_for_but_what_was_there_before_the_threshold_moved():
+    surprises = np.random.default_rng(4).exponential(size=3000)
+    assert sum(v.alarm for v in judged(Calibration(0.0, 100), surprises)) <= 1
+
+
+@pytest.mark.parametrize("rest", [0, 10, 50])
+def test_repeats_within_the_rest_of_an_alarm_are_no_alarms(rest):
+    rng = np.random.default_rng(5)
+    surprises = rng.exponential(size=4000)
+    for start in range(600, 4000, 300):
+        surprises[start : start + 40] *= 20
+    verdicts = judged(Calibration(0.01 * PER_DAY, rest), surprises)
+    alarms = np.flatnonzero([v.alarm for v in verdicts])
+    assert len(alarms) > 5
+    assert np.diff(alarms).min() > rest
+    # The threshold knows what an alarm is, whatever is shown: strength and alarm agree in order.
+    assert all(0 <= v.strength < 1 for v in verdicts)
+
+
+def test_nothing_alarms_before_there_is_something_to_compare_with():
+    surprises = np.random.default_rng(6).exponential(size=BURN_IN)
+    surprises[200:] *= 50
+    values = np.zeros(BURN_IN)
+    values[250:] = 1e6
+    verdicts = judged(Calibration(100.0, 0), surprises, values=values)
+    assert not any(v.alarm or v.strength for v in verdicts)
+
+
+def test_a_value_outside_of_all_earlier_ones_by_more_than_a_margin_is_strong():
+    surprises = np.random.default_rng(7).exponential(size=1000)
+    values = np.random.default_rng(8).uniform(-1, 1, 1000)
+    values[:2] = -1, 1
+    values[500], values[600], values[700], values[800] = 1.09, 1.3, np.nan, -np.inf
+    values[900] = 1.3  # known by now
+    verdicts = judged(Calibration(1.0, 0), surprises, values=values)
+    strength = np.array([v.strength for v in verdicts])
+    assert strength[600] >= 8 / 9
+    assert (np.delete(strength, 600) < 8 / 9).all()
+
+
+def test_levels_have_ranks_of_their_own():
+    rng = np.random.default_rng(9)
+    low, high = rng.exponential(size=400), 1000 * rng.exponential(size=400) + 500
+    mixed, apart = Calibration(1.0, 0), (Calibration(1.0, 0), Calibration(1.0, 0))
+    for a, b in zip(low, high, strict=True):
+        assert mixed.rank(0, (a,)) == apart[0].rank(0, (a,))
+        assert mixed.rank(3, (b,)) == apart[1].rank(3, (b,))
+
+
+def test_a_part_that_was_never_above_zero_is_usual():
+    calibration = Calibration(1.0, 0)
+    for _ in range(10):
+        assert calibration.rank(0, (0.0, 2.0))[0] == pytest.approx(1.0)
+    assert calibration.rank(0, (5.0, 2.0))[0] == pytest.approx(1.0)  # its first
+    assert calibration.rank(0, (10.0, 2.0))[0] == pytest.approx((10 / 5 + 1) / 2)
+
+
+@pytest.mark.parametrize("before", [0, 1, 299, 700])
+def test_a_restored_calibration_goes_on_as_if_nothing_had_happened(before):
+    rng = np.random.default_rng(10)
+    surprises, values = rng.exponential(size=(1000, 2)), rng.normal(size=(1000, 3))
+    values[:, 2] = np.nan  # a channel that was never seen has no range
+    one, other = Calibration(0.02 * PER_DAY, 5), Calibration(0.02 * PER_DAY, 5)
+
+    def take(calibration, n):
+        level = n % 3 - 1
+        relative, p_value = calibration.rank(level, tuple(surprises[n]))
+        return calibration.judge(INTERVAL * n, values[n].tolist(), relative, p_value)
+
+    for n in range(before):
+        take(one, n)
+    other.restore(json.loads(json.dumps(one.snapshot(), allow_nan=False)))
+    for n in range(before, 1000):
+        assert take(one, n) == take(other, n)
+    assert one.snapshot() == other.snapshot()
+
+
+def test_counts_that_are_halved_keep_the_p_values():
+    calibration = Calibration(1.0, 0)
+    judged(calibration, np.random.default_rng(11).exponential(size=1000))
+    rank = calibration.ranks[0]
+    rank.counts = [c * 65 for c in rank.counts]
+    rank.total = sum(rank.counts)
+    before = calibration.rank(0, (3.0,))[1]
+    for _ in range(3000):
+        calibration.rank(0, (1.0,))
+    assert rank.total < 65_536
+    assert calibration.rank(0, (3.0,))[1] == pytest.approx(before, rel=0.1)

@@ -1,0 +1,225 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from adaptive import attention, experts, learner, model, recall, ring
+from adaptive.model import Level, Shape
+
+SHAPE = Shape(channels=2, horizon=2, memory=512, window=6, dim=8, heads=2, origins=8)
+STREAMS = 2
+
+
+empty = jax.jit(partial(model.bank, shape=SHAPE, streams=STREAMS))
+reproject = jax.jit(attention.reproject)
+
+
+def random_params(seed):
+    params = model.init_params(np.random.default_rng(seed), SHAPE)
+    head = np.random.default_rng(seed).normal(0, 0.3, params.encoder.head.shape)
+    encoder = params.encoder._replace(head=jnp.asarray(head, jnp.float32))
+    return params._replace(encoder=encoder)
+
+
+def fed(params, samples, learnable=True, seed=0):
+    """A bank in which stream 1 has inputs, and errors that are a function of them.
+
+    Returns:
+        The bank, the inputs [N, 4] and the errors [N, 2, 2], as written.
+    """
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(samples, 2 * SHAPE.channels)).astype(np.float32)
+    errors = rng.normal(size=(samples, SHAPE.horizon, SHAPE.channels)).astype(np.float32)
+    if learnable:
+        errors[1:] = 0.8 * np.tanh(inputs[1:, :2] - inputs[:-1, 2:])[:, None]
+    bank = empty(params)
+    cache, memory = bank.cache, bank.memory
+    filled = {}
+    for name, buffer, rows in (
+        ("inputs", cache.inputs, inputs),
+        ("errors", memory.errors, errors),
+    ):
+        whole = np.array(buffer.rows)
+        for n, row in enumerate(rows):
+            whole[1, :, n % buffer.length] = row
+        filled[name] = ring.Ring(jnp.asarray(whole))
+    cache = reproject(params.encoder, cache._replace(inputs=filled["inputs"]))
+    return (
+        bank._replace(
+            count=jnp.array([-1, samples - 1], jnp.int32),
+            cache=cache,
+            memory=memory._replace(errors=filled["errors"]),
+        ),
+        inputs,
+        errors,
+    )
+
+
+step = jax.jit(partial(learner.step, shape=SHAPE))
+write = jax.jit(attention.write)
+encode = jax.jit(partial(attention.encode, window=SHAPE.window, heads=SHAPE.heads))
+loss = jax.jit(partial(learner.loss, shape=SHAPE))
+
+
+def test_the_loss_is_the_huber_loss_after_the_newest_moments_that_have_matured():
+    params = random_params(0)
+    for samples in (5, 40):  # fewer than there are origins, and many
+        bank, inputs, errors = fed(params, samples)
+        got = float(loss(params.encoder, model.of_stream(bank, jnp.int32(1))))
+        matured = range(max(0, samples - SHAPE.horizon - SHAPE.origins), samples - SHAPE.horizon)
+        parts = []
+        for n in matured:
+            cache = attention.init_cache(params.encoder, 16)
+            for k, row in enumerate(inputs[: n + 1]):
+                if k > n - SHAPE.window:
+                    cache = write(params.encoder, cache, jnp.int32(k), row)
+            out, _ = encode(params.encoder, cache, jnp.int32(n))
+            off = np.abs(np.asarray(out, np.float64) - errors[n].ravel())
+            parts.append(np.where(off < 1, 0.5 * off**2, off - 0.5))
+        assert got == pytest.approx(np.mean(parts), rel=1e-4)
+
+
+def test_the_gradient_is_the_finite_difference_of_the_loss():
+    params = random_params(1)
+    bank, _, _ = fed(params, 40, learnable=False)
+    row = model.of_stream(bank, jnp.int32(1))
+    slope = jax.jit(jax.grad(partial(learner.loss, shape=SHAPE)))(params.encoder, row)
+    rng, norm = np.random.default_rng(2), np.linalg.norm
+    for name in params.encoder._fields:
+        leaf = np.asarray(getattr(params.encoder, name), np.float64)
+        gradient = np.asarray(getattr(slope, name), np.float64)
+        # Along the gradient, where the difference is largest beside float32's rounding, and
+        # along another direction.
+        for along in (gradient, gradient + rng.normal(0, norm(gradient) / 4, gradient.shape)):
+            along = along / norm(along)
+            size = 0.02 * max(norm(leaf), 1.0)
+            ends = [
+                float(
+                    loss(
+                        params.encoder._replace(
+                            **{name: jnp.asarray(leaf + sign * size * along, jnp.float32)}
+                        ),
+                        row,
+                    )
+                )
+                for sign in (1, -1)
+            ]
+            wanted = (ends[0] - ends[1]) / (2 * size)
+            assert (gradient * along).sum() == pytest.approx(wanted, rel=0.03, abs=2e-5), name
+
+
+def test_learning_lowers_the_loss_where_there_is_something_to_learn():
+    params = random_params(3)
+    momenta = learner.optimiser().init(params)
+    before, after = [], []
+    banks = [fed(params, 40, seed=k)[0] for k in range(25)]
+    for k in range(200):
+        # A step looks at inputs and errors alone, so keys of other parameters do no harm.
+        bank = banks[k % 25]
+        params, momenta, _, report = step(params, momenta, bank, jnp.int32(1))
+        assert bool(report.landed)
+        (before if k < 25 else after).append(float(report.loss))
+    assert np.mean(after[-25:]) < 0.7 * np.mean(before)
+
+
+def test_after_a_step_all_caches_are_as_if_made_with_the_new_parameters():
+    params = random_params(4)
+    bank, inputs, _ = fed(params, 40)
+    momenta = learner.optimiser().init(params)
+    bank = bank._replace(slope=jnp.ones_like(bank.slope))
+    moved, _, after, report = step(params, momenta, bank, jnp.int32(1))
+    assert bool(report.landed)
+    change = apart(moved, params)
+    assert 0 < change < 1.0  # a bounded step
+    newest = model.of_stream(after, jnp.int32(1)).cache
+    _, keys, values = attention.project(moved.encoder, jnp.asarray(inputs[-16:]))
+    got = ring.last(newest.keys, jnp.int32(39), 16), ring.last(newest.values, jnp.int32(39), 16)
+    np.testing.assert_allclose(got[0], keys, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[1], values, rtol=1e-4, atol=1e-5)
+    # What was gathered of this stream is spent, that of the other is not.
+    np.testing.assert_array_equal(after.slope, [[1] * model.SLOPES, [0] * model.SLOPES])
+    # Recall moves against its slopes.
+    assert (np.asarray(moved.recall.sharpness) < np.asarray(params.recall.sharpness)).all()
+    assert float(moved.recall.age) < float(params.recall.age)
+
+
+def apart(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(np.sqrt(sum(((np.asarray(x) - np.asarray(y)) ** 2).sum() for x, y in pairs)))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["slope", "errors", "inputs"])
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_lands(poison, where):
+    params = random_params(5)
+    momenta = learner.optimiser().init(params)
+    clean, _, _ = fed(params, 40)
+    bank = clean
+    if where == "slope":
+        bank = bank._replace(slope=bank.slope.at[1, 0].set(poison))
+    elif where == "errors":
+        rows = bank.memory.errors.rows.at[1, :, 36].set(poison)
+        bank = bank._replace(memory=bank.memory._replace(errors=ring.Ring(rows)))
+    else:
+        length = bank.cache.inputs.length
+        rows = bank.cache.inputs.rows.at[1, :, 36 % length].set(poison)
+        bank = bank._replace(cache=bank.cache._replace(inputs=ring.Ring(rows)))
+    stayed, kept, after, report = step(params, momenta, bank, jnp.int32(1))
+    assert not bool(report.landed)
+    for a, b in zip(
+        jax.tree.leaves((stayed, kept)), jax.tree.leaves((params, momenta)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(after.slope[1], 0.0)
+    again = clean._replace(slope=after.slope)
+    assert bool(step(stayed, kept, again, jnp.int32(1))[3].landed)
+
+
+LEVEL = Level("recall", memory=512, window=0, heads=0)
+
+
+@jax.jit
+def lived(params, values):
+    """Take a stream through the model; return its end and what was forecast on the way."""
+
+    def one(state, x):
+        state, _ = model.step(params, state, x, jnp.ones_like(x), LEVEL)
+        return state, (state.made[:, model.RECALL], state.mean, state.variance)
+
+    return lax.scan(one, model.init(params, SHAPE), values)
+
+
+def huber_of_recall(params, values):
+    """What recall left of the truth, in NumPy and float64: the sum over samples [variances]."""
+    _, (made, mean, variance) = lived(params, values)
+    made, mean, variance = (np.asarray(a, np.float64) for a in (made, mean, variance))
+    scale = np.sqrt(variance) + 1e-6 * np.abs(mean) + 1e-12
+    total = 0.0
+    for h in range(1, SHAPE.horizon + 1):
+        off = np.abs((values[h:] - made[:-h, h - 1]) / scale[h:])
+        off = np.minimum(off, experts.CLIP)
+        total += np.where(off < 1, 0.5 * off**2, off - 0.5).sum()
+    return total / (SHAPE.horizon * SHAPE.channels)
+
+
+def test_the_slopes_that_recall_gathers_are_finite_differences_of_its_loss():
+    rng = np.random.default_rng(6)
+    patterns = rng.normal(size=(3, 30, SHAPE.channels))
+    values = np.concatenate([patterns[k] for k in rng.integers(0, 3, 15)]).astype(np.float32)
+    params = random_params(7)
+    # A penalty on age that matters within so few samples.
+    start = np.array([-0.5, 0.2, -1.0, 2.0])
+
+    def at(theta):
+        kept = recall.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
+        return params._replace(recall=kept)
+
+    state, _ = lived(at(start), values)
+    for k, change in enumerate(0.02 * np.eye(4)):
+        ends = [huber_of_recall(at(start + sign * change), values) for sign in (1, -1)]
+        wanted = (ends[0] - ends[1]) / 0.04
+        # Slopes are in deviations of when the forecast was made, which drift a little.
+        assert float(state.slope[k]) == pytest.approx(wanted, rel=0.05, abs=0.02)

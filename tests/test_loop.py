@@ -1,0 +1,565 @@
+import asyncio
+import logging
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from adaptive import loop as loop_module
+from adaptive import outlet as outlet_module
+from adaptive.bank import Bank, Track
+from adaptive.controller import MANDATORY, Answer, Controller, Estimate
+from adaptive.feedback import Pending
+from adaptive.governor import Governor, Settings
+from adaptive.loop import Loop
+from adaptive.model import Level
+from adaptive.sinks import ListSink
+from sensors.sample import Feedback, Rejected, Sample, Stream, Unavailable
+from sensors.testing import ListSource
+from sensors.transforms import Chain
+
+COSTS = (0.0005, 0.001, 0.003)  # [s] of one sample at each level
+STREAM = Stream("ecg", ("II", "V1"), ("mV", "mV"), 100.0)
+OTHER = Stream("flow", ("north", "south"), ("vehicles", "vehicles"))
+DEADLINE = 0.008  # [s]
+
+
+class FakeController(Controller):
+    """Answers without a model; each call moves the virtual clock by what it costs."""
+
+    def __init__(self, streams=1, costs=COSTS, learn_every=0):
+        self.levels = tuple(Level(f"level-{n}", n, 0, 0) for n in range(len(costs)))
+        self.nominal, self.times, self.due = costs, 1.0, [0] * streams
+        self.learn_every, self.counts = learn_every, [0] * streams
+        self.queue, self.labels, self.log = deque(), [], []
+        self.alarming = set()  # values of the first channel that raise an alarm
+
+    def arrive(self, stream, values, filled=None):
+        self.counts[stream] += 1
+        self.queue.append((stream, self.counts[stream] - 1, values.copy()))
+        return self.estimate(*self.queue[-1], MANDATORY)
+
+    def refine(self, level, batch=32):
+        taken = [self.queue.popleft() for _ in range(min(batch, len(self.queue)))]
+        assert taken, "there was nothing to refine"
+        self.wait(self.times * self.nominal[level] * (0.75 + 0.25 * len(taken)))
+        self.log.append(("refine", self.now(), level, len(taken)))
+        for stream, _, _ in taken:
+            self.due[stream] += 1
+        return [self.estimate(*one, level) for one in taken]
+
+    def skip(self):
+        self.log.append(("skip", self.now(), *self.queue.popleft()[:2]))
+
+    def settle(self, estimate, time, values):
+        alarm = bool(values[0] in self.alarming)
+        return Answer(estimate, 0.5, 0.5, 0.5 * alarm, alarm, float("nan"))
+
+    def label(self, stream, indices, label):
+        self.labels.append((stream, indices.tolist(), label))
+        return True
+
+    def learning_due(self):
+        stream = int(np.argmax(self.due))
+        return stream if self.learn_every and self.due[stream] >= self.learn_every else None
+
+    def learn(self, stream):
+        self.due[stream] = 0
+        self.log.append(("learn", self.now(), len(self.queue)))
+        self.wait(0.001)
+        return True
+
+    def estimate(self, stream, index, values, level):
+        last = values[None].astype(np.float32)
+        return Estimate(stream, index, level, 1.0, 0.5, last, last, None, None)
+
+    @staticmethod
+    def now():
+        return asyncio.get_running_loop().time()
+
+    @staticmethod
+    def wait(seconds):
+        asyncio.get_running_loop()._jumping.now += seconds
+
+
+class HeldSink(ListSink):
+    """Notes when each answer was there."""
+
+    def __init__(self):
+        super().__init__()
+        self.times, self.closed = [], 0
+
+    async def write(self, results):
+        await super().write(results)
+        self.times += [asyncio.get_running_loop().time()] * len(results)
+
+    async def close(self):
+        self.closed += 1
+
+
+class AwaySink(HeldSink):
+    """Away until a given time, or for ever."""
+
+    def __init__(self, until=float("inf")):
+        super().__init__()
+        self.until, self.attempts = until, []
+
+    async def write(self, results):
+        now = asyncio.get_running_loop().time()
+        if now < self.until:
+            self.attempts.append(now)
+            raise Unavailable("the disk is full")
+        await super().write(results)
+
+
+@dataclass(frozen=True)
+class LostSource(ListSource):
+    """Goes away before each of some items, for one attempt each."""
+
+    losses: tuple[int, ...] = ()
+    state: dict = field(default_factory=lambda: {"next": 0, "lost": set(), "begun": []})
+
+    async def __aiter__(self):
+        state, clock = self.state, asyncio.get_running_loop().time
+        state["begun"].append(clock())
+        while state["next"] < len(self.items):
+            await asyncio.sleep(self.interval)
+            if state["next"] in self.losses and state["next"] not in state["lost"]:
+                state["lost"].add(state["next"])
+                raise Unavailable("nobody answers")
+            state["next"] += 1
+            yield self.items[state["next"] - 1]
+
+
+class Doubling:
+    """A transform that swallows odd samples and makes two of even ones."""
+
+    def output(self, stream):
+        return stream
+
+    def init(self, stream):
+        return 0
+
+    def step(self, state, sample):
+        made = [] if sample.sequence % 2 else [sample, sample._replace(time=sample.time + 1e-3)]
+        return state + 1, made
+
+
+class Net(Loop):
+    """A loop that holds the identity at every step."""
+
+    def _step(self, *args):
+        self.check()
+        super()._step(*args)
+        self.check()
+
+    def _take(self, *args):
+        super()._take(*args)
+        self.check()
+
+
+def sample(sequence, time=None, values=(0.0, 1.0), stream="ecg"):
+    time = sequence / 100 if time is None else time
+    return Sample(stream, sequence, time, np.array(values, float))
+
+
+def samples(count, stream="ecg"):
+    return tuple(sample(n, stream=stream, values=(n, -n)) for n in range(count))
+
+
+def build(sources, sinks=(), *, streams=(STREAM,), controller=None, deadlines=(DEADLINE,), chain=()):
+    controller = controller or FakeController(len(streams))
+    governor = Governor(Settings())
+    governor.init([{1: c, 8: 2.75 * c, 32: 8.75 * c} for c in controller.nominal])
+    bank, tracks = Bank(controller, governor, 0.001), {}
+    links = Chain(tuple(chain))
+    deadlines = deadlines * len(streams) if len(deadlines) == 1 else deadlines
+    for n, (stream, deadline) in enumerate(zip(streams, deadlines, strict=True)):
+        tracks[stream.name] = Track(
+            stream, bank, n, deadline, links, links.init(stream), Pending(512), stream
+        )
+    return Net(sources, tracks, [bank], sinks, random.Random(0))
+
+
+def run(virtual_time, *args, seconds=1e6, **fields):
+    """Run a loop in virtual time; return it, and its only controller."""
+
+    async def main():
+        net = build(*args, **fields)
+        async with asyncio.timeout(seconds):
+            await net.run()
+        net.check()
+        return net
+
+    net = virtual_time.run(main())
+    return net, net.banks[0].controller
+
+
+def test_every_sample_is_answered_once_and_acknowledged_once_as_it_came(virtual_time):
+    source, sink, second = ListSource((STREAM,), samples(200), 0.01), HeldSink(), HeldSink()
+    net, _ = run(virtual_time, [source], [sink, second])
+    assert [result.sample for result in sink] == list(source.items)
+    assert list(sink) == list(second)
+    assert all(got is sent for got, sent in zip(source.answers, source.items, strict=True))
+    counters = net.tracks["ecg"].counters
+    assert (counters.received, counters.full, counters.missed) == (200, 200, 0)
+    assert {result.level for result in sink} == {"level-2"}
+    assert sink.closed == second.closed == 1
+
+
+def test_without_a_sink_a_sample_counts_as_answered_at_once(virtual_time):
+    source = ListSource((STREAM,), samples(20), 0.01)
+    net, _ = run(virtual_time, [source])
+    assert net.tracks["ecg"].counters.full == len(source.answers) == 20
+
+
+@pytest.mark.slow
+def test_an_overloaded_loop_trims_until_it_meets_its_deadline_and_comes_back(virtual_time):
+    class Loaded(FakeController):
+        def refine(self, level, batch=32):
+            self.times = 3.0 if 5.0 <= self.now() < 15.0 else 1.0
+            return super().refine(level, batch)
+
+    sink = HeldSink()
+    source = ListSource((STREAM,), samples(4000), 0.01)
+    run(virtual_time, [source], [sink], controller=Loaded())
+    late = [t > r.deadline for r, t in zip(sink, sink.times, strict=True)]
+    levels = np.array([int(r.level[-1]) if r.level != "mandatory" else -1 for r in sink])
+    at = np.array([result.arrival for result in sink])
+    before, during, after = at < 5.0, (at >= 6.0) & (at < 15.0), at > 25.0
+    assert (levels[before] == 2).all()
+    # Level 2 would take 9 ms of 8, level 1 takes 3.
+    assert (levels[during] < 2).mean() > 0.99
+    assert (levels[during] == 1).mean() > 0.9
+    assert np.mean(np.array(late)[during]) < 0.01
+    assert (levels[after] == 2).mean() > 0.99
+
+
+@pytest.mark.slow
+def test_when_nothing_fits_everything_is_answered_in_time_by_the_mandatory_score(virtual_time):
+    sink, controller = HeldSink(), FakeController(costs=(0.02, 0.03))
+    source = ListSource((STREAM,), samples(500), 0.01)
+    net, _ = run(virtual_time, [source], [sink], controller=controller)
+    counters = net.tracks["ecg"].counters
+    assert counters.mandatory == 500
+    # Those that waited while a probe ran are the only ones that can be late.
+    probes = sum(entry[0] == "refine" for entry in controller.log)
+    assert 0 < probes < 30
+    assert counters.missed <= 4 * probes
+
+
+def test_a_queue_whose_front_is_answered_makes_progress_at_each_step(virtual_time):
+    # There was a loop that looked at the answered front for ever, without a step forward.
+    class Counting(Net):
+        steps = 0
+
+        def _step(self, bank, clock):
+            before = (len(bank.queue), bank.unanswered)
+            super()._step(bank, clock)
+            Counting.steps += 1
+            assert (len(bank.queue), bank.unanswered) < before
+
+    async def main():
+        source = ListSource((STREAM,), samples(100), 0.0)
+        net = build([source], [HeldSink()], controller=FakeController(costs=(0.02, 0.03)))
+        net.__class__ = Counting
+        async with asyncio.timeout(10.0):
+            await net.run()
+        net.check()
+        assert not net.banks[0].queue
+        return net.tracks["ecg"].counters
+
+    counters = virtual_time.run(main())
+    assert counters.received == counters.mandatory == 100
+    assert Counting.steps <= 300
+
+
+def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_time, monkeypatch):
+    monkeypatch.setattr(loop_module, "QUEUE", 8)
+    sink, controller = HeldSink(), FakeController()
+
+    @dataclass(frozen=True)
+    class Burst(ListSource):
+        async def __aiter__(self):
+            for item in self.items:
+                yield item
+
+    net, _ = run(virtual_time, [Burst((STREAM,), samples(100))], [sink], controller=controller)
+    assert [result.sample.sequence for result in sink] == list(range(100))
+    assert sum(entry[0] == "skip" for entry in controller.log) == 92
+    assert net.tracks["ecg"].counters.mandatory == 92
+
+
+@pytest.mark.slow
+def test_the_earliest_deadline_in_a_bank_goes_first(virtual_time):
+    # The patient one came first; the governor must see the urgent one's slack.
+    sink, controller = HeldSink(), FakeController(2)
+    patient = ListSource((OTHER,), samples(300, "flow"), 0.01)
+    urgent = ListSource((STREAM,), samples(300), 0.01)
+    net, _ = run(
+        virtual_time, [patient, urgent], [sink],
+        streams=(STREAM, OTHER), deadlines=(0.004, 10.0), controller=controller,
+    )  # fmt: skip
+    assert net.tracks["ecg"].counters.missed == 0
+    assert net.tracks["flow"].counters.missed == 0
+    assert net.tracks["ecg"].counters.full > 250
+
+
+def test_answers_are_out_before_a_learning_step_blocks_the_loop(virtual_time):
+    class Posting(HeldSink):
+        """Publishes from tasks of its own, as the one over MQTT does."""
+
+        async def write(self, results):
+            async def post(result):
+                await asyncio.sleep(0)
+                controller.log.append(("publish", result.sample.sequence))
+
+            await asyncio.gather(*(post(result) for result in results))
+
+    controller = FakeController(learn_every=10)
+    source = ListSource((STREAM,), samples(100), 0.02)
+    net, _ = run(virtual_time, [source], [Posting()], controller=controller, deadlines=(0.015,))
+    seen, published = 0, 0
+    for kind, *rest in controller.log:
+        seen += rest[2] if kind == "refine" else 0
+        published += kind == "publish"
+        if kind == "learn":
+            assert published == seen
+    assert 9 <= net.tracks["ecg"].counters.learn_steps <= 10
+
+
+def test_nothing_is_learned_while_a_sample_waits(virtual_time):
+    controller = FakeController(learn_every=1)
+    source = ListSource((STREAM,), samples(300), 0.0)
+    net, _ = run(virtual_time, [source], [HeldSink()], controller=controller)
+    learned = [entry for entry in controller.log if entry[0] == "learn"]
+    assert all(waiting == 0 for _, _, waiting in learned)
+    # They come without a pause: only behind the last one there is time.
+    assert net.tracks["ecg"].counters.learn_steps == len(learned) <= 2
+
+
+def test_nothing_is_learned_when_it_could_make_the_next_sample_late(virtual_time):
+    controller = FakeController(learn_every=1)
+    source = ListSource((STREAM,), samples(100), 0.05)
+    net, _ = run(virtual_time, [source], controller=controller, deadlines=(0.0018,))
+    assert net.tracks["ecg"].counters.learn_steps == 0
+
+
+FAULTS = {
+    "duplicate": (sample(4), lambda c: c.duplicates),
+    "time_backwards": (sample(10, 0.001), lambda c: c.shed.get("time_backwards")),
+    "channels": (sample(10, values=(1.0,)), lambda c: c.rejected.get("channels")),
+    "not_finite": (sample(10, values=(np.inf, 0.0)), lambda c: c.rejected.get("not_finite")),
+    "no_time": (sample(10, np.nan), lambda c: c.rejected.get("not_finite")),
+    "malformed": (Rejected("ecg", "malformed", "no JSON"), lambda c: c.rejected.get("malformed")),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_what_cannot_be_answered_is_counted_and_others_go_on(virtual_time, kind):
+    wrong, count = FAULTS[kind]
+    good, sink = samples(10), HeldSink()
+    faulty = ListSource((STREAM,), (*good, wrong), 0.01)
+    sound = ListSource((OTHER,), samples(50, "flow"), 0.01)
+    net, _ = run(virtual_time, [faulty, sound], [sink], streams=(STREAM, OTHER))
+    assert count(net.tracks["ecg"].counters) == 1
+    assert [r.sample.sequence for r in sink if r.sample.stream == "ecg"] == list(range(10))
+    assert net.tracks["flow"].counters.full == 50
+    arrived = [item for item in faulty.items if isinstance(item, Sample)]
+    assert Counter(map(id, faulty.answers)) == Counter(map(id, arrived))
+
+
+def test_a_missing_value_is_a_sample_like_any_other(virtual_time):
+    source, sink = ListSource((STREAM,), (sample(0, values=(np.nan, np.nan)),)), HeldSink()
+    net, _ = run(virtual_time, [source], [sink])
+    assert len(sink) == net.tracks["ecg"].counters.full == 1
+
+
+def test_an_unknown_stream_is_counted_and_acknowledged_and_logged_once(virtual_time, caplog):
+    strange = tuple(sample(n, stream=f"not-{n}") for n in range(20))
+    source = ListSource((STREAM,), (*strange, Feedback("nobody", 0.0, 1), sample(0)), 0.001)
+    net, _ = run(virtual_time, [source], [HeldSink()])
+    assert net.rejected == {"unknown_stream": 21}
+    assert len(source.answers) == 21
+    assert net.tracks["ecg"].counters.full == 1
+    assert caplog.text.count("unknown_stream") == 1
+
+
+def test_a_clock_that_goes_back_and_stays_there_is_believed(virtual_time, caplog):
+    before = tuple(sample(n, 100.0 + n / 100) for n in range(5))
+    back = tuple(sample(n, n / 100) for n in range(5, 25))
+    source, sink = ListSource((STREAM,), before + back, 0.01), HeldSink()
+    net, _ = run(virtual_time, [source], [sink])
+    assert net.tracks["ecg"].counters.shed == {"time_backwards": 8}
+    assert [result.sample.sequence for result in sink] == [*range(5), *range(13, 25)]
+    assert "went back, and stays there" in caplog.text
+
+
+def test_a_sensor_that_counts_anew_soon_after_its_start_is_heard(virtual_time):
+    again = tuple(sample(n, 5.0 + n / 100) for n in range(10))
+    source, sink = ListSource((STREAM,), samples(30) + again, 0.01), HeldSink()
+    net, _ = run(virtual_time, [source], [sink])
+    assert len(sink) == 40
+    assert net.tracks["ecg"].counters.restarts == 1
+
+
+def test_transforms_may_swallow_samples_and_make_many(virtual_time):
+    source, sink = ListSource((STREAM,), samples(40), 0.02), HeldSink()
+    net, _ = run(virtual_time, [source], [sink], chain=[Doubling()])
+    assert len(sink) == net.tracks["ecg"].counters.received == 40
+    assert [result.sample.sequence for result in sink] == [n // 2 * 2 for n in range(40)]
+    # Each is acknowledged once, as it came, and not before all that became of it is answered.
+    assert Counter(map(id, source.answers)) == Counter(map(id, source.items))
+
+
+def test_what_comes_twice_does_not_reach_the_transforms(virtual_time):
+    items = (*samples(10), sample(3), sample(4), sample(10))
+    source = ListSource((STREAM,), items, 0.02)
+    net, _ = run(virtual_time, [source], chain=[Doubling()])
+    assert net.tracks["ecg"].state.links == (11,)
+    assert net.tracks["ecg"].counters.duplicates == 2
+    assert Counter(map(id, source.answers)) == Counter(map(id, items))
+
+
+@pytest.mark.slow
+def test_feedback_early_late_and_about_a_stretch_reaches_the_model_and_is_counted(virtual_time):
+    stretch = Feedback("ecg", 0.50, 1, 0.02)  # comes after it is over
+    early = Feedback("ecg", 8.0, 0, 0.05)  # comes before: it is matched as its samples come
+    never = Feedback("ecg", 99.0, 1)  # still waits at the end
+    ancient = Feedback("ecg", 0.0, 1)  # 512 samples are remembered, this is older
+    items = list(samples(900))
+    items[800:800] = [ancient]
+    items[100:100] = [stretch, early, never, stretch]
+    source = ListSource((STREAM,), tuple(items), 0.01)
+    net, controller = run(virtual_time, [source], [HeldSink()])
+    counts = net.tracks["ecg"].counters.feedback
+    assert controller.labels[0] == (0, [50, 51, 52], 1)
+    assert sorted(i for _, indices, label in controller.labels if label == 0 for i in indices) == [
+        *range(800, 806)
+    ]
+    assert counts == {
+        "received": 5, "paired": 2, "too_early_pending": 1, "too_late": 1, "learned": 2,
+    }  # fmt: skip
+
+
+def test_a_source_that_goes_away_is_tried_again_with_jitter_and_logged_once(virtual_time, caplog):
+    caplog.set_level(logging.WARNING)
+    source = LostSource((STREAM,), samples(10), 0.01, losses=(0, 5))
+    steady = ListSource((OTHER,), samples(30, "flow"), 0.01)
+    net, _ = run(virtual_time, [source, steady], [HeldSink()], streams=(STREAM, OTHER))
+    assert net.tracks["ecg"].counters.full == 10
+    assert net.tracks["flow"].counters.full == 30
+    waits = np.diff(source.state["begun"])
+    assert len(waits) == 2
+    assert ((waits > 0) & (waits < 1.1)).all()
+    assert caplog.text.count("is away: nobody answers") == 2
+    assert caplog.text.count("is back") == 2
+
+
+def test_an_absence_is_logged_once_however_long_it_lasts(virtual_time, caplog):
+    class Gone(LostSource):
+        async def __aiter__(self):
+            self.state["begun"].append(asyncio.get_running_loop().time())
+            raise Unavailable("nobody answers")
+            yield
+
+    source = Gone((STREAM,), ())
+    with pytest.raises(TimeoutError):
+        run(virtual_time, [source], seconds=1000.0)
+    waits = np.diff(source.state["begun"])
+    assert waits.max() < 30.0
+    assert waits[10:].mean() > 8.0
+    assert len({round(wait, 6) for wait in waits}) == len(waits)
+    assert caplog.text.count("is away") == 1
+
+
+def test_a_sink_that_is_away_keeps_its_results_while_others_go_on(virtual_time, caplog):
+    away, there = AwaySink(until=30.0), HeldSink()
+    source = ListSource((STREAM,), samples(200), 0.01)
+    net, _ = run(virtual_time, [source], [away, there])
+    assert [result.sample.sequence for result in away] == list(range(200))
+    assert there.times[-1] < 2.1
+    assert 2 < len(away.attempts) < 30
+    assert caplog.text.count("AwaySink is away: the disk is full") == 1
+    assert caplog.text.count("AwaySink is back") == 1
+    # It counts as answered when the last sink has it.
+    assert net.tracks["ecg"].counters.missed == 200
+
+
+def test_a_sink_that_stays_away_sheds_its_oldest_results_with_a_reason(virtual_time, monkeypatch):
+    monkeypatch.setattr(outlet_module, "OUTBOX", 50)
+    away, there = AwaySink(until=60.0), HeldSink()
+    source = ListSource((STREAM,), samples(200), 0.01)
+    net, _ = run(virtual_time, [source], [away, there])
+    assert net.tracks["ecg"].counters.shed == {"sink_full": 150}
+    assert [result.sample.sequence for result in away] == list(range(150, 200))
+    assert len(there) == 200
+    assert Counter(map(id, source.answers)) == Counter(map(id, source.items))
+
+
+@pytest.mark.slow
+def test_what_is_left_when_it_is_cancelled_is_shed_by_name(virtual_time):
+    away, there = AwaySink(), HeldSink()
+
+    async def main():
+        source = ListSource((STREAM,), samples(10_000), 0.01)
+        net = build([source], [away, there])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await net.run()
+        net.check()
+        return net, source
+
+    net, source = virtual_time.run(main())
+    counters = net.tracks["ecg"].counters
+    assert counters.in_flight == 0
+    assert counters.shed == {"stopped": counters.received}
+    assert len(source.answers) == counters.received >= 45
+    assert away.closed == there.closed == 1
+
+
+def test_a_bug_in_a_sink_ends_the_run(virtual_time):
+    class Broken(HeldSink):
+        async def write(self, results):
+            raise KeyError("a bug")
+
+    sink, sound = Broken(), HeldSink()
+    with pytest.raises(ExceptionGroup) as caught:
+        run(virtual_time, [ListSource((STREAM,), samples(100), 0.01)], [sink, sound])
+    assert caught.group_contains(KeyError, match="a bug")
+    assert sink.closed == sound.closed == 1
+
+
+def test_a_bug_in_a_source_ends_the_run(virtual_time):
+    class Broken(ListSource):
+        async def __aiter__(self):
+            yield self.items[0]
+            raise KeyError("a bug")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(virtual_time, [Broken((STREAM,), samples(1))], [HeldSink()])
+    assert caught.group_contains(KeyError)
+
+
+def test_a_sink_that_cannot_be_closed_is_logged_and_the_others_are_closed(virtual_time, caplog):
+    class Stuck(HeldSink):
+        async def close(self):
+            raise OSError("no space left")
+
+    last = HeldSink()
+    run(virtual_time, [ListSource((STREAM,), samples(3), 0.01)], [Stuck(), last])
+    assert last.closed == 1
+    assert "Stuck could not be closed" in caplog.text
+    assert "no space left" in caplog.text
+
+
+def test_alarms_are_counted_and_the_newest_are_kept(virtual_time):
+    controller = FakeController()
+    controller.alarming = {float(n) for n in range(0, 200, 2)}
+    source = ListSource((STREAM,), samples(200), 0.01)
+    net, _ = run(virtual_time, [source], controller=controller)
+    track = net.tracks["ecg"]
+    assert track.counters.alarms == 100
+    assert [result.sample.sequence for result in track.alarms] == list(range(136, 200, 2))

@@ -1,0 +1,214 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptive import recall, ring
+
+MEMORY, FEWER, CHANNELS = 32, 16, 2
+SCALE = np.array([2.0, 0.5])
+
+
+@jax.jit
+def compare(state, then, then_seen, now, seen):
+    return recall.compare(state, then, then_seen, now, seen, jnp.asarray(SCALE, jnp.float32))
+
+
+def compared(values, seen, lags):
+    """Take a stream through the memory, sample n at a level that attends to `lags[n]` moments."""
+    state = recall.init(MEMORY, 1, CHANNELS)
+    pad = np.zeros((MEMORY, CHANNELS))
+    values, seen = (np.concatenate((pad, a)).astype(np.float32) for a in (values, seen))
+    for n, many in enumerate(lags):
+        at = slice(MEMORY + n - many, MEMORY + n)
+        state = compare(state, values[at], seen[at], values[MEMORY + n], seen[MEMORY + n])
+    return state
+
+
+def windows(values, seen, scale, since):
+    """D and W by lag from `MEMORY` down to 1, as weighted sums over windows, in float64.
+
+    Args:
+        since: By lag - 1 the first sample from which on that lag was compared without a gap.
+    """
+    newest = len(values) - 1
+    distance, there = np.zeros(MEMORY), np.zeros(MEMORY)
+    for lag in range(1, MEMORY + 1):
+        for n in range(max(lag, since[lag - 1]), newest + 1):
+            both = seen[n] * seen[n - lag]
+            if not both.any():
+                continue
+            apart = np.minimum(((values[n] - values[n - lag]) / SCALE) ** 2, recall.FARTHEST)
+            weight = (1 - 1 / scale) ** (newest - n) / scale
+            distance[MEMORY - lag] += weight * apart[both > 0].mean()
+            there[MEMORY - lag] += weight
+    return distance, there
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_the_recursive_distances_equal_weighted_windows_summed_by_hand(missing):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(70, CHANNELS)) * SCALE
+    values[40, 0] = 1e6  # cut at `FARTHEST`
+    seen = (rng.random((70, CHANNELS)) >= missing) * 1.0
+    state = compared(values, seen, [MEMORY] * 70)
+    for row, scale in enumerate((*recall.SCALES, recall.SEASON_SCALE)):
+        distance, there = windows(values, seen, scale, [0] * MEMORY)
+        np.testing.assert_allclose(state.distance[row], distance, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(state.compared[row], there, rtol=2e-5, atol=1e-6)
+
+
+def test_lags_that_a_smaller_level_left_out_grow_anew():
+    values = np.random.default_rng(1).normal(size=(60, CHANNELS)) * SCALE
+    seen = np.ones((60, CHANNELS))
+    state = compared(values, seen, [MEMORY] * 30 + [FEWER] * 10 + [MEMORY] * 20)
+    since = [0] * FEWER + [40] * (MEMORY - FEWER)
+    for row, scale in enumerate(recall.SCALES):
+        distance, there = windows(values, seen, scale, since)
+        np.testing.assert_allclose(state.distance[row], distance, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(state.compared[row], there, rtol=2e-5, atol=1e-6)
+    # At the shortest scale the mean distance is back, at the longest it does not count yet.
+    got = np.asarray(recall.distances(state, jnp.int32(1000), MEMORY))
+    assert np.isinf(got).all()  # nothing here is `DELAY` old
+    there = np.asarray(state.compared)
+    assert (there[0] > recall.COMPARED).all()
+    assert (there[2, : MEMORY - FEWER] < recall.COMPARED).all()
+
+
+@pytest.mark.parametrize("count", [10, 200, 447, 500, 5000])
+def test_the_newest_moments_and_hardly_compared_ones_do_not_count(count):
+    lags, rng = 256, np.random.default_rng(2)
+    distance = rng.uniform(0, 4, (4, lags)).astype(np.float32)
+    there = rng.uniform(0.3, 1, (4, lags)).astype(np.float32)
+    state = recall.init(lags, 1, 1)._replace(distance=distance, compared=there)
+    got = np.asarray(recall.distances(state, jnp.int32(count), lags))
+    lag = np.arange(lags, 0, -1)
+    for row, scale in enumerate(recall.SCALES):
+        for k in range(lags):
+            old = lag[k] >= min(120, max(count // 4, 2 * scale))
+            if old and there[row, k] > np.float32(recall.COMPARED):
+                assert got[row, k] == pytest.approx(distance[row, k] / there[row, k], rel=1e-6)
+            else:
+                assert np.isinf(got[row, k])
+    np.testing.assert_array_equal(
+        recall.distances(state, jnp.int32(count), 128), got[:, -128:]
+    )
+
+
+def softmax(sharpness, age, distance):
+    """Attention by hand, in float64; distances [scales, lags]."""
+    lags = distance.shape[1]
+    may = np.isfinite(distance).all(axis=0)
+    logit = -np.exp(sharpness) @ np.where(may, distance, 0.0)
+    logit -= np.exp(age) * np.arange(lags, 0, -1) / recall.FULL
+    raised = np.where(may, np.exp(logit - logit[may].max()), 0.0)
+    return raised / raised.sum()
+
+
+def some_distances(rng, lags=64):
+    distance = rng.uniform(0, 3, (len(recall.SCALES), lags))
+    distance[0, 50:] = np.inf
+    distance[2, 5:9] = np.inf
+    return distance
+
+
+def test_weights_are_a_softmax_and_their_slopes_the_derivatives_of_what_is_recalled():
+    rng = np.random.default_rng(3)
+    distance, values = some_distances(rng), rng.normal(size=64)
+    # A penalty on age that can be told from none within 64 samples.
+    theta = np.array([0.3, -0.5, -1.0, 4.0])
+    params = recall.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
+    rows = np.asarray(jax.jit(recall.weights)(params, jnp.asarray(distance, jnp.float32)))
+    np.testing.assert_allclose(rows[0], softmax(theta[:3], theta[3], distance), atol=1e-6)
+
+    def recalled(theta):
+        return softmax(theta[:3], theta[3], distance) @ values
+
+    for k, step in enumerate(1e-6 * np.eye(4)):
+        slope = (recalled(theta + step) - recalled(theta - step)) / 2e-6
+        got = rows[1 + k] @ values - rows[1 + k].sum() * recalled(theta)
+        assert got == pytest.approx(slope, rel=1e-3, abs=1e-5)
+
+
+def test_where_no_moment_may_speak_there_is_no_weight_and_no_nan():
+    params = recall.init_params()
+    rows = jax.jit(recall.weights)(params, jnp.full((3, 64), jnp.inf))
+    np.testing.assert_array_equal(rows, 0.0)
+    np.testing.assert_array_equal(recall.strangeness(jnp.full((3, 5), jnp.inf)), 0.0)
+
+
+def test_the_nearest_moments_are_the_least_distances_with_one_for_each_block():
+    rng = np.random.default_rng(4)
+    distance = rng.uniform(0, 3, (4, 128)).astype(np.float32)
+    distance[1, 40:] = np.inf  # fewer blocks than are wanted
+    distance[3, 64:80] *= 0.01  # all of the nearest in one block
+    got = jax.jit(recall.nearest)(jnp.asarray(distance))
+    for row in range(4):
+        taken, wanted, lags = set(), [], []
+        for k in np.argsort(distance[row], kind="stable"):
+            if np.isfinite(distance[row, k]) and k // recall.BLOCK not in taken:
+                taken.add(k // recall.BLOCK)
+                wanted.append(distance[row, k])
+                lags.append(128 - k)
+        many = min(len(wanted), recall.NEAREST)
+        np.testing.assert_array_equal(got.distance[row, :many], wanted[:many])
+        np.testing.assert_array_equal(got.lag[row, :many], lags[:many])
+        assert np.isinf(got.distance[row, many:]).all()
+    strange = recall.strangeness(got.distance)
+    for row in range(4):
+        near = np.asarray(got.distance[row])
+        wanted = np.sqrt(near[np.isfinite(near)]).mean()
+        assert float(strange[row]) == pytest.approx(wanted, rel=1e-6)
+
+
+remember = jax.jit(recall.remember)
+correct = jax.jit(recall.correction)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("start", [0, 2 * ring.WRAP - 50])
+def test_errors_are_recalled_beside_the_moment_that_they_followed(horizon, start):
+    rng, many = np.random.default_rng(5), 3 * MEMORY + 5
+    error = rng.normal(size=(many, horizon, CHANNELS))  # of the forecast made at each moment
+    state, count = recall.init(MEMORY, horizon, CHANNELS), jnp.int32(start - 1)
+    for n in range(many):
+        count = ring.advance(count)
+        # What arrives: of the forecast made h ago its step h.
+        arrived = np.zeros((horizon, CHANNELS), np.float32)
+        for h in range(1, horizon + 1):
+            if n >= h:
+                arrived[h - 1] = error[n - h, h - 1]
+        state = remember(state, count, arrived)
+        if n not in (0, 1, MEMORY - 1, MEMORY, MEMORY + 1, many - 1):
+            continue
+        for lags in (MEMORY, FEWER):
+            weight = rng.uniform(size=(2, lags)).astype(np.float32)
+            wanted = np.zeros((2, horizon, CHANNELS))
+            for lag in range(1, lags + 1):
+                for h in range(1, horizon + 1):
+                    if 0 <= n - lag and n - lag + h <= n:  # its truth is there
+                        wanted[:, h - 1] += weight[:, lags - lag, None] * error[n - lag, h - 1]
+            got = correct(state, count, weight)
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_share_of_a_channel_is_its_part_in_the_weighted_distance_of_windows():
+    rng, many = np.random.default_rng(6), 90
+    values = rng.normal(size=(many, CHANNELS)) * SCALE
+    rows, push = ring.init(64, CHANNELS), jax.jit(ring.push)
+    for n, x in enumerate(values):
+        rows = push(rows, jnp.int32(n), x.astype(np.float32))
+    lag, weight = np.array([20, 25, 31, 40, 0]), np.array([0.5, 0.2, 0.2, 0.1, 0.0])
+    got = jax.jit(recall.apart_by_channel)(
+        rows,
+        jnp.int32(many - 1),
+        jnp.asarray(lag, jnp.int32),
+        jnp.asarray(weight, jnp.float32),
+        jnp.asarray(SCALE, jnp.float32),
+    )
+    window = recall.SCALES[1]
+    apart = sum(
+        w * (((values[-window:] - values[many - at - window : many - at]) / SCALE) ** 2).mean(0)
+        for at, w in zip(lag, weight, strict=True)
+    )
+    np.testing.assert_allclose(got, apart / apart.sum(), rtol=1e-4)

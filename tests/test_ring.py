@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptive import ring
+
+LENGTH = 8
+push, advance = jax.jit(ring.push), jax.jit(ring.advance)
+last = jax.jit(ring.last, static_argnums=2)
+
+
+# Two of the starts lie just before the counter wraps, one of them at no multiple of the length.
+@pytest.mark.parametrize("start", [-1, 2, 2 * ring.WRAP - 9, 2 * ring.WRAP - 21])
+def test_the_newest_rows_equal_the_end_of_a_plain_list_wherever_the_counter_wraps(start):
+    buffer, count, plain = ring.init(LENGTH, 3), jnp.int32(start), []
+    view = ring.View(buffer.rows, jnp.int32(0))
+    rng = np.random.default_rng(0)
+    for _ in range(3 * LENGTH):
+        new = rng.normal(size=3).astype(np.float32)
+        count = advance(count)
+        view = push(view, count, new)
+        plain.append(new)
+        for rows in (1, 5, LENGTH):
+            wanted = np.array(plain[-rows:])
+            got = np.asarray(last(view, count, rows))[-len(wanted) :]
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_counter_wraps_without_moving_a_row_and_stays_late():
+    newest = jnp.int32(2 * ring.WRAP - 1)
+    after = int(advance(newest))
+    assert after < int(newest)
+    assert after % LENGTH == (int(newest) + 1) % LENGTH
+    assert after % ring.WRAP == (int(newest) + 1) % ring.WRAP
+    # Still more than any number of samples that is compared with: nothing looks unseen.
+    assert after >= ring.WRAP
+    assert [int(advance(jnp.int32(n))) for n in (-1, 0, 41)] == [0, 1, 42]
+
+
+def test_streams_of_a_bank_do_not_touch_each_other():
+    rows = jnp.zeros((3, 2, LENGTH, 2, 2), jnp.float32)
+    rng, plain, count = np.random.default_rng(1), [[], [], []], [-1, -1, -1]
+    for stream in rng.integers(0, 3, 60):
+        new = rng.normal(size=(2, 2)).astype(np.float32)
+        count[stream] += 1
+        view = push(ring.View(rows, jnp.int32(stream)), jnp.int32(count[stream]), new)
+        rows = view.rows
+        plain[stream].append(new)
+    assert min(map(len, plain)) > LENGTH
+    for stream in range(3):
+        view = ring.View(rows, jnp.int32(stream))
+        got = last(view, jnp.int32(count[stream]), LENGTH)
+        np.testing.assert_array_equal(got, plain[stream][-LENGTH:])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 4096, 4097])
+def test_a_ring_is_the_shortest_power_of_two_that_holds_what_was_asked_for(rows):
+    length = ring.length_for(rows)
+    assert ring.init(rows, 1).rows.shape == (1, 2, length, 1)
+    assert length == max(2, 2 ** int(np.ceil(np.log2(rows))))
+    assert ring.WRAP % length == 0
+
+
+def test_more_rows_than_there_are_cannot_be_read():
+    with pytest.raises(ValueError, match="holds 8 rows, 9"):
+        ring.last(ring.init(LENGTH), jnp.int32(0), 9)
+
+
+def test_a_ring_of_many_streams_cannot_be_read_without_saying_which():
+    rows = jnp.zeros((2, 2, LENGTH), jnp.float32)
+    with pytest.raises(ValueError, match="2 streams"):
+        ring.last(ring.Ring(rows), jnp.int32(0), 1)
