@@ -4,8 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
-import resource
 import signal
 import sys
 import time
@@ -28,12 +26,7 @@ OUT, ERR = Console(), Console(stderr=True)
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit status: 0, or 1 with the reason on standard error."""
     args = parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO,
-        format="%(message)s",
-        datefmt="[%X]",
-        handlers=[RichHandler(console=ERR, show_path=False)],
-    )
+    set_up_log(logging.DEBUG if args.verbose else logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
     try:
         return args.command(args)
@@ -49,6 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         ERR.print("interrupted")
         return 130
+
+
+def set_up_log(level: int) -> None:
+    """Log to standard error: in colour to a terminal, else one line for each record."""
+    if ERR.is_terminal:
+        handler = RichHandler(console=ERR, show_path=False)
+        logging.basicConfig(level=level, format="%(message)s", datefmt="[%X]", handlers=[handler])
+    else:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def complain(reason: object) -> None:
@@ -96,34 +98,65 @@ def parser() -> argparse.ArgumentParser:
     command("example", print_example, "Print a configuration to start from.")
 
     replay = command("replay", replay_recordings, "Take recordings through the agent, causally.")
-    replay.add_argument("input", nargs="+", type=Path, metavar="INPUT",
-                        help=".csv, .csv.gz, .npz, a WFDB record (path without suffix), or a "
-                        "folder of these")
+    replay.add_argument(
+        "input",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help=".csv, .csv.gz, .npz, a WFDB record (path without suffix), or a folder of these",
+    )
     replay.add_argument("--save", required=True, type=Path, metavar="DIR", help="for the results")
-    replay.add_argument("--config", type=Path, metavar="FILE",
-                        help="its [model], [alarms] and [agent] tables count")
+    replay.add_argument(
+        "--config", type=Path, metavar="FILE", help="its [model], [alarms] and [agent] tables count"
+    )
     replay.add_argument("--columns", type=listed, metavar="A,B", help="channels to take")
     replay.add_argument("--time-column", metavar="NAME", help="default: the first")
     replay.add_argument("--horizon", type=int, metavar="H", help="how far to forecast [samples]")
     replay.add_argument("--labels", type=Path, metavar="FILE", help="CSV time,label[,duration]")
-    replay.add_argument("--label-delay", type=float, default=0.0, metavar="SECONDS",
-                        help="a label becomes known so long after its time (default 0)")
-    replay.add_argument("--label-until", type=float, default=float("inf"), metavar="SECONDS",
-                        help="labels of later times are never shown (default: all are)")
-    replay.add_argument("--arrays", type=listed, metavar="train,test",
-                        help="arrays of an .npz, one after another (default: values)")
-    replay.add_argument("--level", default="full", metavar="auto|full|NAME",
-                        help="auto: the governor decides by measured cost (default: full)")
-    replay.add_argument("--speed", default="max", metavar="max|FACTOR",
-                        help="times as fast as recorded (default: max)")
+    replay.add_argument(
+        "--label-delay",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="a label becomes known so long after its time (default 0)",
+    )
+    replay.add_argument(
+        "--label-until",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="labels of later times are never shown (default: all are)",
+    )
+    replay.add_argument(
+        "--arrays",
+        type=listed,
+        metavar="train,test",
+        help="arrays of an .npz, one after another (default: values)",
+    )
+    replay.add_argument(
+        "--level",
+        default="full",
+        metavar="auto|full|NAME",
+        help="auto: the governor decides by measured cost (default: full)",
+    )
+    replay.add_argument(
+        "--speed",
+        default="max",
+        metavar="max|FACTOR",
+        help="times as fast as recorded (default: max)",
+    )
     replay.add_argument("--seed", type=int, metavar="N", help="of the first parameters")
 
     bench = command("bench", bench_levels, "Measure what each level costs on this machine.")
     bench.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
     bench.add_argument("--channels", type=int, default=2, help="of the stream (default 2)")
     bench.add_argument("--samples", type=int, default=3000, help="scored at each level")
-    bench.add_argument("--rate-hz", type=float, default=0.0,
-                       help="wait between samples, as in deployment; 0: back to back (default)")
+    bench.add_argument(
+        "--rate-hz",
+        type=float,
+        default=0.0,
+        help="wait between samples, as in deployment; 0: back to back (default)",
+    )
     return top
 
 
@@ -135,8 +168,12 @@ def listed(text: str) -> list[str]:
 @contextlib.contextmanager
 def bar(text: str, total: int | None) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; nothing where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
         task = progress.add_task(text, total=total)
 
@@ -202,8 +239,10 @@ def write_summary(loop: Any, path: Path) -> None:
 
     content = {
         name: track.counters.snapshot()
-        | {f"latency_p{q}_ms": 1e3 * track.latency.quantile(float(q) / 100)
-           for q in ("50", "99", "99.9")}
+        | {
+            f"latency_p{q}_ms": 1e3 * track.latency.quantile(float(q) / 100)
+            for q in ("50", "99", "99.9")
+        }
         for name, track in loop.tracks.items()
     }
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
@@ -250,7 +289,7 @@ def replay_recordings(args: argparse.Namespace) -> int:
 
     from adaptive import replay
     from adaptive.controller import Controller
-    from adaptive.prequential import replay as take_through
+    from adaptive.prequential import replay_arrays
 
     config = settings_of(args.config)
     model = config["model"]
@@ -278,12 +317,19 @@ def replay_recordings(args: argparse.Namespace) -> int:
                     advance(1, f"compiled {name}")
             compiled[channels] = controller
         rows = len(recording.values)
-        pace = speed and replay.paced(recording.time, speed, time.perf_counter, time.sleep)
+        pace = None
+        if speed:
+            pace = replay.paced(recording.time, speed, time.perf_counter, time.sleep)
         started = time.perf_counter()
         with bar(str(item.name), rows) as advance:
-            results = take_through(
-                controller, recording.time, recording.values, level=level,
-                deadline=config["agent"].deadline_ms / 1e3, labels=labels, pace=pace or None,
+            results = replay_arrays(
+                controller,
+                recording.time,
+                recording.values,
+                level=level,
+                deadline=config["agent"].deadline_ms / 1e3,
+                labels=labels,
+                pace=pace,
                 progress=advance,
             )
         path = replay.write(args.save, item.name, recording, results)
@@ -291,7 +337,8 @@ def replay_recordings(args: argparse.Namespace) -> int:
         OUT.print(
             f"{path}: {rows} rows, {channels} channels, {int(results.alarm.sum())} alarms, "
             f"{1e6 * per_row:.0f} us a row",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )
         for note in recording.notes:
             OUT.print(f"  note: {note}", highlight=False, soft_wrap=True)
@@ -302,7 +349,7 @@ def settings_of(path: Path | None) -> dict[str, Any]:
     """The tables of a configuration that count where there is no sensor."""
     import tomllib
 
-    from adaptive.controller import Alarms, Model
+    from adaptive.settings import Alarms, Model
 
     content: dict[str, Any] = {}
     if path:
@@ -338,64 +385,21 @@ def positive(text: str, option: str) -> float:
 
 def bench_levels(args: argparse.Namespace) -> int:
     """`adaptive bench`."""
-    import numpy as np
-    from rich.table import Table
+    from adaptive import bench
 
-    from adaptive.controller import Controller
-
+    if args.channels < 1 or args.samples < 1 or args.rate_hz < 0:
+        raise ValueError("--channels and --samples must be at least 1, --rate-hz at least 0")
     model = settings_of(args.config)["model"]
-    if args.channels < 1 or args.samples < 1:
-        raise ValueError("--channels and --samples must be at least 1")
-    controller = Controller(1, args.channels, model)
     with bar("compiling", None) as advance:
-        for name in controller.warm_up():
-            advance(1, f"compiled {name}")
-    controller.settle(controller.arrive(0, np.zeros(args.channels)), 0.0, np.zeros(args.channels))
-    controller.refine(0)
-    OUT.print(f"process start to first answer: {age():.1f} s", highlight=False)
-    rng = np.random.default_rng(0)
-    x = np.sin(np.arange(args.samples)[:, None] / 20) + rng.normal(
-        0, 0.1, (args.samples, args.channels)
-    )
-    table = Table(title=f"one sample, {args.channels} channels, NumPy in to answer out [us]",
-                  title_justify="left")
-    for head in ("level", "p50", "p99", "p99.9", "in a block of 32"):
-        table.add_column(head, justify="left" if head == "level" else "right")
-    wait = 1 / args.rate_hz if args.rate_hz else 0.0
-    costs = controller.costs()
-    laps = {name: [] for name in ("mandatory", *(level.name for level in controller.levels))}
-    row = 0
-    for values in x:
-        # Interleaved, so that a slow moment of the machine is everybody's.
-        for number, name in enumerate(laps, -1):
-            time.sleep(wait)
-            start = time.perf_counter()
-            estimate = controller.arrive(0, values)
-            if number >= 0:
-                estimate = controller.refine(number)[-1]
-            controller.settle(estimate, float(row), values)
-            laps[name].append(1e6 * (time.perf_counter() - start))
-            row += 1
-            if number < 0:
-                controller.refine(0)
-    for number, name in enumerate(laps, -1):
-        quantiles = np.quantile(laps[name], (0.5, 0.99, 0.999))
-        block = f"{1e6 * costs[number][32] / 32:.0f}" if number >= 0 else "-"
-        table.add_row(name, *(f"{q:.0f}" for q in quantiles), block)
-    OUT.print(table)
-    OUT.print(f"a gradient step: {1e6 * controller.learn_cost():.0f} us", highlight=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    OUT.print(f"resident memory, at most: {peak:.0f} MiB", highlight=False)
+        bench.levels(
+            model,
+            args.channels,
+            args.samples,
+            args.rate_hz,
+            lambda name: advance(1, f"compiled {name}"),
+            lambda what: OUT.print(what, highlight=False),
+        )
     return 0
-
-
-def age() -> float:
-    """How long this process has been there [s], by Linux's account of it; NaN elsewhere."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    except OSError:
-        return float("nan")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ class Calibration:
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""
         ranks = {
-            str(level): [rank.total, rank.highest, rank.mean, rank.counts]
+            str(level): [rank.total, rank.highest, list(rank.mean), list(rank.counts)]
             for level, rank in self.ranks.items()
         }
         numbers = (self.seen, self.mean, self.square, self.threshold, self.resting, self.hiding)

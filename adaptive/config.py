@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
-from adaptive.controller import Alarms, Model
 from adaptive.governor import Settings
+from adaptive.settings import Alarms, Model
 from sensors import plugins
 from sensors.mqtt import Broker, Connection
 from sensors.sample import Stream
@@ -164,9 +164,7 @@ def entries(content: Mapping[str, Any], key: str, where: str) -> list[Mapping[st
     return value
 
 
-def plugin(
-    group: str, entry: Mapping[str, Any], connection: Connection | None, where: str
-) -> Any:
+def plugin(group: str, entry: Mapping[str, Any], connection: Connection | None, where: str) -> Any:
     """Make what an entry's `kind` names, with the other keys as its options."""
     entry = dict(entry)
     kind = entry.pop("kind", None)
@@ -205,7 +203,9 @@ def table(cls: type[T], content: Any, where: str) -> T:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing := [name for name in needed if name not in content]:
-        raise ConfigError(f"{where}: wanted the key {missing[0]!r}, got {', '.join(content) or '-'}")
+        raise ConfigError(
+            f"{where}: wanted the key {missing[0]!r}, got {', '.join(content) or '-'}"
+        )
     values = {}
     for name, value in content.items():
         kind = fields[name].type

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+FEATURES = 4  # bias, surprise, p-value, what was said after the recalled moments
 PRIOR_VARIANCE = 1.0
 BIAS_VARIANCE = 0.1  # one label says what an event looks like, less how often they come
 DRIFT = 1e-4  # added to the variance at each label: old labels lose weight slowly

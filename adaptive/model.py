@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from adaptive import attention, experts, recall, ring
+from adaptive.settings import Level
 
 KINDS = (*experts.NAMES, "trunk", "recall", "encoder", "served")  # the forecasts that are judged
 TRUNK, RECALL, ENCODER, SERVED = (KINDS.index(k) for k in ("trunk", "recall", "encoder", "served"))
@@ -28,15 +29,6 @@ BURN_IN = 32  # [samples] before outliers are cut
 RIDGE = 0.02  # of the gains, against the variance of the residual
 SEASON_EVERY = 64  # [samples] between two looks for the season
 SLOPES = len(recall.SCALES) + 1  # the parameters of recall, whose slopes are kept
-
-
-class Level(NamedTuple):
-    """How much is computed for an answer; static, one compiled program each."""
-
-    name: str
-    memory: int  # moments that recall attends to; 0: no recall
-    window: int  # samples that the encoder attends to; 0: no encoder
-    heads: int  # of the encoder
 
 
 class Shape(NamedTuple):

@@ -62,7 +62,7 @@ def empty(
     )
 
 
-def replay(
+def replay_arrays(
     controller: Controller,
     time: Float[np.ndarray, " rows"],
     values: Float[np.ndarray, "rows channels"],
@@ -160,6 +160,7 @@ def governed(
         if chosen != MANDATORY:
             waiting = len(controller.queue)
             before = clock.perf_counter()
+            refined = mandatory
             while controller.queue:  # more than one call takes, after many without the model
                 refined = controller.refine(chosen)[-1]
             # A probe comes too late by what is believed: the live loop has answered before it.

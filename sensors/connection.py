@@ -331,6 +331,8 @@ class Connection:
 
     def _receive(self, message: aiomqtt.Message, number: int) -> None:
         self.counts["received"] += 1
+        if self._line:
+            self._line.hurry()
         payload = message.payload if isinstance(message.payload, bytes) else b""
         topic = message.topic.value
         self._route(Message(topic, "", payload, message.qos, message.retain, message.mid, number))

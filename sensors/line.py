@@ -1,6 +1,8 @@
 """One life of a connection to an MQTT broker: what aiomqtt leaves to be done underneath it."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Never
 
@@ -8,6 +10,8 @@ import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 
 from sensors.sample import Unavailable
+
+QUICK = getattr(socket, "TCP_QUICKACK", None)  # only Linux has it
 
 
 class Message(NamedTuple):
@@ -51,11 +55,26 @@ class Line:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, code: ReasonCode, properties: Any
     ) -> None:
+        self.hurry()
         answer = self._answers.get(mid)
         if answer is None:
             self._early[mid] = code.value  # called from within publish, before it returned
         elif not answer.done():
             answer.set_result(code.value)
+
+    def hurry(self) -> None:
+        """Have the kernel confirm what has just come, at once; to be called for each packet.
+
+        A broker with Nagle's algorithm, as mosquitto has it unless told otherwise, keeps a small
+        packet back until the one before is confirmed, and our kernel would wait up to 40 ms with
+        that. It forgets this setting whenever it likes, hence for each packet. Over a mosquitto
+        2.0 on one machine the median from publishing at 360 Hz to its acknowledgement fell from
+        40 ms to 0.6 ms (`tests/benchmarks/live_mqtt.py`).
+        """
+        line = self._paho.socket()
+        if QUICK is not None and line is not None:
+            with contextlib.suppress(OSError):
+                line.setsockopt(socket.IPPROTO_TCP, QUICK, 1)  # pyright: ignore
 
     def _on_disconnect(self, *arguments: Any) -> None:
         self.client._on_disconnect(*arguments)

@@ -62,11 +62,12 @@ def test_a_stranger_surprise_never_has_a_larger_p_value():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rest", [0, 30])
-@pytest.mark.parametrize("name", ["exponential", "lognormal", "pareto"])
+@pytest.mark.parametrize(
+    ("name", "rest"), [("exponential", 0), ("lognormal", 20), ("pareto", 0), ("pareto", 20)]
+)
 def test_in_the_long_run_as_many_alarms_come_as_were_asked_for(name, rest):
-    asked = 0.01  # of the samples
-    surprises = DRAWS[name](np.random.default_rng(3), 45_000)
+    asked = 0.02  # of the samples
+    surprises = DRAWS[name](np.random.default_rng(3), 25_000)
     alarms = [v.alarm for v in judged(Calibration(asked * PER_DAY, rest), surprises)]
     assert np.mean(alarms[5000:]) == pytest.approx(asked, rel=0.1)
 

@@ -6,8 +6,8 @@ import pytest
 
 from adaptive import config
 from adaptive.config import AgentSettings, ConfigError
-from adaptive.controller import Alarms, Model
 from adaptive.governor import Settings
+from adaptive.settings import Alarms, Model
 from adaptive.sinks import MqttSink
 from sensors import plugins
 from sensors.mqtt import Broker, Topic

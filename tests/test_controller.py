@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from adaptive.controller import BLOCK, LADDER, MANDATORY, Alarms, Controller, Model
+from adaptive.controller import MANDATORY, Controller
+from adaptive.programs import BLOCK
+from adaptive.settings import LADDER, Alarms, Model
 
 # As in test_model.py, so that the programs are compiled once.
 SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
@@ -76,8 +78,9 @@ def test_the_mandatory_estimate_is_the_difference_to_the_last_value_in_usual_one
         counts = there & ~filled[n]
         step = np.where(counts, np.abs(x - last), 0.0)
         usual = np.sqrt(square)
-        surprise = max((s / u for s, u, c in zip(step, usual, counts, strict=True) if c and u > 0),
-                       default=0.0)
+        surprise = max(
+            (s / u for s, u, c in zip(step, usual, counts, strict=True) if c and u > 0), default=0.0
+        )
         step = np.where(usual > 0, np.minimum(step, 10 * usual), step)
         rate = max(1 / (n + 1), 0.002)
         square = np.where(counts, square + rate * (step**2 - square), square)
@@ -95,6 +98,7 @@ def test_the_mandatory_estimate_is_the_difference_to_the_last_value_in_usual_one
         assert 0 < estimate.p_value <= 1
 
 
+@pytest.mark.slow
 def test_streams_of_a_bank_do_not_affect_each_other(fresh):
     values = (some(150, 1), 100 + 5 * some(150, 2))
     together, alone = fresh(), (fresh(), fresh())
@@ -118,6 +122,7 @@ def test_streams_of_a_bank_do_not_affect_each_other(fresh):
             same(a._replace(event=0.0), b._replace(event=0.0))
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_warm_up(fresh):
     controller = fresh()
     compiled = []
@@ -147,8 +152,8 @@ def test_costs_are_measured_without_learning_anything(fresh):
     controller = fresh()
     lived(controller, some(40))
     before = controller.snapshot()
-    costs = controller.costs(2)
-    assert controller.learn_cost(2) > 0
+    costs = controller.costs()
+    assert controller.learn_cost() > 0
     assert [sorted(cost) for cost in costs] == [[1, 8, BLOCK]] * len(controller.levels)
     assert all(seconds > 0 for cost in costs for seconds in cost.values())
     after = controller.snapshot()
@@ -157,13 +162,14 @@ def test_costs_are_measured_without_learning_anything(fresh):
     assert before[1] == after[1]
 
 
+@pytest.mark.slow
 def test_a_restored_controller_goes_on_bit_by_bit(fresh):
     values = some(220)
     one, other = fresh(), fresh()
     lived(one, values[:120], learn=True)
     lived(one, values[:60], stream=1)
-    arrays, header = one.snapshot()
-    header = json.loads(json.dumps(header, allow_nan=False))
+    arrays, plain = one.snapshot()
+    header = json.loads(json.dumps(plain, allow_nan=False))
     assert all(array.dtype != object for array in arrays.values())
     other.restore({name: array.copy() for name, array in arrays.items()}, header)
     assert other.due == one.due
@@ -174,8 +180,9 @@ def test_a_restored_controller_goes_on_bit_by_bit(fresh):
     for name, array in one.snapshot()[0].items():
         np.testing.assert_array_equal(array, other.snapshot()[0][name], err_msg=name)
     # The snapshot is a copy: what came after did not change it.
-    assert header["tracks"][0]["count"] == 120
-    assert other.tracks[0].count == 220
+    assert plain == header
+    assert header["members"][0]["count"] == 120
+    assert other.members[0].mandatory.count == 220
 
 
 def test_samples_wait_in_order_and_one_that_is_skipped_leaves_no_trace_in_the_model(fresh):

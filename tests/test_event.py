@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from adaptive import event
-from adaptive.controller import Controller, Model
+from adaptive.controller import Controller
+from adaptive.settings import Model
 
 MEMORY = 512
 NO_LAG, NO_WEIGHT = np.zeros(1, np.int32), np.zeros(1, np.float32)
@@ -94,13 +95,13 @@ def test_labels_of_what_is_forgotten_or_yet_to_come_are_ignored():
         estimate = controller.arrive(1, np.array([float(n % 7)]))
         controller.skip()
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
-    before = controller.tracks[1].head.weights.copy()
+    before = controller.members[1].head.weights.copy()
     assert not controller.label(1, np.array([0, 87, 600, 10_000, -1]), 1)
     assert not controller.label(1, np.array([], np.int64), 1)
     assert not controller.label(0, np.array([0]), 1)  # that stream has seen nothing
-    np.testing.assert_array_equal(controller.tracks[1].head.weights, before)
-    assert not controller.tracks[1].head.said.any()
+    np.testing.assert_array_equal(controller.members[1].head.weights, before)
+    assert not controller.members[1].head.said.any()
     assert controller.label(1, np.array([87, 88, 600]), 1)
-    assert np.flatnonzero(controller.tracks[1].head.said).tolist() == [88]
+    assert np.flatnonzero(controller.members[1].head.said).tolist() == [88]
     assert controller.label(1, np.array([599]), 0)
-    assert controller.tracks[1].head.said[599 % 512] == -1.0
+    assert controller.members[1].head.said[599 % 512] == -1.0

@@ -97,10 +97,8 @@ def test_the_dates_may_stand_in_a_column_that_is_named(write):
 
 def test_times_of_a_wfdb_record_are_no_dates(tmp_path):
     wfdb = pytest.importorskip("wfdb")
-    signal = np.zeros((4, 1))
-    wfdb.wrsamp(
-        "r", fs=4, units=["mV"], sig_name=["I"], p_signal=signal, write_dir=str(tmp_path)
-    )
+    signal = np.arange(4.0)[:, None]
+    wfdb.wrsamp("r", fs=4, units=["mV"], sig_name=["I"], p_signal=signal, write_dir=str(tmp_path))
     assert not read(tmp_path / "r").dated
 
 

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 from adaptive import attention, experts, learner, model, recall, ring
-from adaptive.model import Level, Shape
+from adaptive.model import Shape
+from adaptive.settings import Level
 
 SHAPE = Shape(channels=2, horizon=2, memory=512, window=6, dim=8, heads=2, origins=8)
 STREAMS = 2
@@ -64,6 +65,7 @@ encode = jax.jit(partial(attention.encode, window=SHAPE.window, heads=SHAPE.head
 loss = jax.jit(partial(learner.loss, shape=SHAPE))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_huber_loss_after_the_newest_moments_that_have_matured():
     params = random_params(0)
     for samples in (5, 40):  # fewer than there are origins, and many
@@ -111,6 +113,7 @@ def test_the_gradient_is_the_finite_difference_of_the_loss():
             assert (gradient * along).sum() == pytest.approx(wanted, rel=0.03, abs=2e-5), name
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss_where_there_is_something_to_learn():
     params = random_params(3)
     momenta = learner.optimiser().init(params)
@@ -205,6 +208,7 @@ def huber_of_recall(params, values):
     return total / (SHAPE.horizon * SHAPE.channels)
 
 
+@pytest.mark.slow
 def test_the_slopes_that_recall_gathers_are_finite_differences_of_its_loss():
     rng = np.random.default_rng(6)
     patterns = rng.normal(size=(3, 30, SHAPE.channels))

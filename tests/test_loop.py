@@ -14,7 +14,7 @@ from adaptive.controller import MANDATORY, Answer, Controller, Estimate
 from adaptive.feedback import Pending
 from adaptive.governor import Governor, Settings
 from adaptive.loop import Loop
-from adaptive.model import Level
+from adaptive.settings import Level
 from adaptive.sinks import ListSink
 from sensors.sample import Feedback, Rejected, Sample, Stream, Unavailable
 from sensors.testing import ListSource
@@ -169,7 +169,9 @@ def samples(count, stream="ecg"):
     return tuple(sample(n, stream=stream, values=(n, -n)) for n in range(count))
 
 
-def build(sources, sinks=(), *, streams=(STREAM,), controller=None, deadlines=(DEADLINE,), chain=()):
+def build(
+    sources, sinks=(), *, streams=(STREAM,), controller=None, deadlines=(DEADLINE,), chain=()
+):
     controller = controller or FakeController(len(streams))
     governor = Governor(Settings())
     governor.init([{1: c, 8: 2.75 * c, 32: 8.75 * c} for c in controller.nominal])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from adaptive import model
-from adaptive.controller import Controller, Model
+from adaptive.controller import Controller
+from adaptive.settings import Model
 
 SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
 CHANNELS, FULL = 2, 2
@@ -14,7 +15,7 @@ CHANNELS, FULL = 2, 2
 def programs():
     controller = Controller(2, CHANNELS, SETTINGS)
     assert [level.name for level in controller.levels] == ["trunk", "recall-512", "full"]
-    for _ in controller.warm_up(learn=False):
+    for _ in controller.warm_up():
         pass
     return controller
 
@@ -147,6 +148,7 @@ def test_an_offset_changes_nothing_but_the_forecasts_level(fresh, offset):
         np.testing.assert_allclose(a.forecast, b.forecast + offset, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_recall_foresees_what_no_linear_forecaster_does_and_is_served(fresh):
     # One of three patterns of noise after another, in no order.
     rng = np.random.default_rng(4)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from adaptive.controller import MANDATORY, Alarms, Controller, Model
-from adaptive.prequential import Label, Results, replay
+from adaptive.controller import MANDATORY, Controller
+from adaptive.prequential import Label, Results, replay_arrays
+from adaptive.settings import Alarms, Model
 
 SETTINGS = Model(
     horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2, learn_every_samples=40
@@ -46,7 +47,7 @@ def compared(a, b, rows=None):
 def test_there_is_one_row_out_for_each_row_in(fresh):
     time, values = some()
     values[200] = np.inf
-    results = replay(fresh(), time, values, level=1)
+    results = replay_arrays(fresh(), time, values, level=1)
     for name, shape in {
         "time": (ROWS,),
         "values": (ROWS, 1),
@@ -79,28 +80,30 @@ def test_results_do_not_depend_on_what_comes_later(fresh, level):
     time, values = some()
     other = values.copy()
     other[201:] = 1e9  # in the middle of a call
-    whole = replay(fresh(), time, values, level=level)
-    compared(replay(fresh(), time[:201], values[:201], level=level), whole, 201)
-    compared(replay(fresh(), time, other, level=level), whole, 201)
+    whole = replay_arrays(fresh(), time, values, level=level)
+    compared(replay_arrays(fresh(), time[:201], values[:201], level=level), whole, 201)
+    compared(replay_arrays(fresh(), time, other, level=level), whole, 201)
 
 
+@pytest.mark.slow
 def test_blocks_of_any_size_and_the_path_of_the_live_loop_give_the_same(fresh):
     time, values = some()
-    whole = replay(fresh(), time, values, level=1)
+    whole = replay_arrays(fresh(), time, values, level=1)
     waited = []
-    compared(replay(fresh(), time, values, level=1, pace=waited.append), whole)
+    compared(replay_arrays(fresh(), time, values, level=1, pace=waited.append), whole)
     assert waited == list(range(ROWS))
     for block in (1, 8):
-        compared(replay(fresh(), time, values, level=1, block=block), whole)
+        compared(replay_arrays(fresh(), time, values, level=1, block=block), whole)
 
 
+@pytest.mark.slow
 def test_the_governor_picks_levels_and_all_rows_are_answered(fresh):
     time, values = some()
-    results = replay(fresh(), time, values, level=None, deadline=10.0)
+    results = replay_arrays(fresh(), time, values, level=None, deadline=10.0)
     assert (results.level[50:] == 2).mean() > 0.9  # there is time for the best
     assert np.isfinite(results.forecast).all()
     late = fresh()
-    results = replay(late, time, values, level=None, deadline=1e-9)
+    results = replay_arrays(late, time, values, level=None, deadline=1e-9)
     assert (results.level == MANDATORY).all()
     last = values[:, 0].copy()
     for n in range(150, 155):
@@ -128,10 +131,10 @@ def test_a_row_is_answered_by_its_own_estimate_after_many_that_the_model_did_not
     controller = fresh()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adaptive.prequential.Governor", Alternating)
-        results = replay(controller, time, values, level=None, deadline=1.0)
+        results = replay_arrays(controller, time, values, level=None, deadline=1.0)
     seen = np.flatnonzero(results.level == 1)
     assert seen.tolist() == [50, 101, 152, 203, 254]
-    settings = replay(fresh(), time, values, level=1)
+    settings = replay_arrays(fresh(), time, values, level=1)
     # The model saw all samples, only later: by its first forecast nothing was learned yet.
     np.testing.assert_allclose(results.forecast[50], settings.forecast[50], atol=0.2)
     assert len(controller.queue) == 260 - 255
@@ -164,7 +167,7 @@ def test_a_label_is_shown_when_it_is_known_and_never_before(fresh, monkeypatch):
     labels.append(Label(time[20], 1, 0.0, time[-1] + 1.0))  # known after the end
     controller = fresh()
     listening = Listening(controller, monkeypatch)
-    results = replay(controller, time, values, level=0, labels=labels[::-1])
+    results = replay_arrays(controller, time, values, level=0, labels=labels[::-1])
     assert listening.heard == [
         (15, [5], 1),
         (40, [30], 0),
@@ -174,7 +177,7 @@ def test_a_label_is_shown_when_it_is_known_and_never_before(fresh, monkeypatch):
     assert np.isnan(results.event[:15]).all()
     assert np.isfinite(results.event[15:]).all()
     # Until the first label is known nothing differs from a replay without labels.
-    plain = replay(fresh(), time, values, level=0)
+    plain = replay_arrays(fresh(), time, values, level=0)
     np.testing.assert_array_equal(results.score, plain.score)
 
 
@@ -183,7 +186,7 @@ def test_a_stretch_that_goes_on_after_it_is_known_is_learned_to_its_end(fresh, m
     controller = fresh()
     listening = Listening(controller, monkeypatch)
     label = Label(time[50], 1, 300.0, time[52])
-    replay(controller, time, values, level=0, labels=[label])
+    replay_arrays(controller, time, values, level=0, labels=[label])
     assert [i for _, indices, _ in listening.heard for i in indices] == list(range(50, 56))
     assert all(row >= max(indices) for row, indices, _ in listening.heard)
 
@@ -191,5 +194,5 @@ def test_a_stretch_that_goes_on_after_it_is_known_is_learned_to_its_end(fresh, m
 def test_progress_adds_up_to_the_rows(fresh):
     time, values = some()
     told = []
-    replay(fresh(), time, values, level=0, progress=told.append)
+    replay_arrays(fresh(), time, values, level=0, progress=told.append)
     assert sum(told) == ROWS

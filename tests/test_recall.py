@@ -90,9 +90,7 @@ def test_the_newest_moments_and_hardly_compared_ones_do_not_count(count):
                 assert got[row, k] == pytest.approx(distance[row, k] / there[row, k], rel=1e-6)
             else:
                 assert np.isinf(got[row, k])
-    np.testing.assert_array_equal(
-        recall.distances(state, jnp.int32(count), 128), got[:, -128:]
-    )
+    np.testing.assert_array_equal(recall.distances(state, jnp.int32(count), 128), got[:, -128:])
 
 
 def softmax(sharpness, age, distance):
@@ -186,7 +184,7 @@ def test_errors_are_recalled_beside_the_moment_that_they_followed(horizon, start
             wanted = np.zeros((2, horizon, CHANNELS))
             for lag in range(1, lags + 1):
                 for h in range(1, horizon + 1):
-                    if 0 <= n - lag and n - lag + h <= n:  # its truth is there
+                    if n - lag >= 0 and n - lag + h <= n:  # its truth is there
                         wanted[:, h - 1] += weight[:, lags - lag, None] * error[n - lag, h - 1]
             got = correct(state, count, weight)
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)

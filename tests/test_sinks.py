@@ -105,7 +105,9 @@ def test_json_lines_are_appended_one_for_each_answer(tmp_path):
 
     asyncio.run(write(JsonLinesSink(str(path)), [result(0), result(1, alarm=True)]))
     asyncio.run(write(JsonLinesSink(str(path), explain=True), [result(2)]))
-    asyncio.run(write(JsonLinesSink(str(path), alarms_only=True), [result(3, alarm=True), result(4)]))
+    asyncio.run(
+        write(JsonLinesSink(str(path), alarms_only=True), [result(3, alarm=True), result(4)])
+    )
     assert [message["sequence"] for message in lines(path)] == [0, 1, 2, 3]
     assert ["attention" in message for message in lines(path)] == [False, True, True, True]
 

@@ -1,0 +1,38 @@
+"""The mandatory estimate: persistence and its usual error, at once, in plain Python."""
+
+from math import isfinite, isnan, nan
+
+LEVEL = -1  # of an answer without the model
+SLOW = 0.002  # rate of the running deviation
+
+
+class Mandatory:
+    """What the estimate remembers of a stream. Plain lists: they beat NumPy for a few channels."""
+
+    def __init__(self, channels: int):
+        self.count = 0
+        self.first = [nan] * channels  # first values: centring keeps float32 exact enough
+        self.last = [nan] * channels
+        self.deviation = [0.0] * channels  # running mean square of the differences
+
+    def observe(self, values: list[float], measured: list[bool]) -> float:
+        """Take in a sample; return its difference to the last one, in usual ones.
+
+        The largest of the channels counts; 0 while none is known.
+        """
+        surprise, rate = 0.0, max(1.0 / (self.count + 1), SLOW)
+        for c, x in enumerate(values):
+            if not isfinite(x):
+                continue
+            if isnan(self.first[c]):
+                self.first[c] = self.last[c] = x
+            if measured[c]:
+                off, usual = abs(x - self.last[c]), self.deviation[c] ** 0.5
+                if usual > 0:
+                    surprise = max(surprise, off / usual)
+                    # An absurd one counts as ten usual ones, or it would hide what follows.
+                    off = min(off, 10 * usual)
+                self.deviation[c] += rate * (off * off - self.deviation[c])
+            self.last[c] = x
+        self.count += 1
+        return min(surprise, 1e6)

@@ -1,0 +1,134 @@
+"""The compiled programs of a bank: what runs is compiled at the start, and never after."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adaptive import learner, model
+from adaptive.model import Shape
+from adaptive.settings import Level
+
+BLOCK = 32  # samples that one compiled call takes at most
+
+
+def start(params, shape, streams):
+    """Momenta and bank before the first sample."""
+    return learner.optimiser().init(params), model.bank(params, shape, streams)
+
+
+def run(params, bank, block, count, *, level):
+    """Take up to `BLOCK` samples of any streams of a bank through the model, in order.
+
+    Inputs and outputs are packed into one array each: every array of a call costs microseconds.
+
+    Args:
+        params: Shared parameters.
+        bank: All streams; donated, and changed in place.
+        block: [BLOCK, 1 + 2 channels] float32: the stream, the centred values, and 1 where they
+            were measured.
+        count: How many samples there are.
+        level: Static.
+
+    Returns:
+        The bank, and [BLOCK, outputs], the fields of `model.Output` side by side.
+    """
+    channels = (block.shape[1] - 1) // 2
+
+    def step(bank, row):
+        stream = row[0].astype(jnp.int32)
+        x, seen = row[1 : 1 + channels], row[1 + channels :]
+        state, out = model.step(params, model.of_stream(bank, stream), x, seen, level)
+        packed = jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in out])
+        return model.with_stream(bank, stream, state), packed
+
+    def one(k, carry):
+        bank, outputs = carry
+        bank, packed = step(bank, block[k])
+        return bank, outputs.at[k].set(packed)
+
+    width = jax.eval_shape(step, bank, block[0])[1].shape[0]
+    return lax.fori_loop(0, count, one, (bank, jnp.zeros((BLOCK, width), jnp.float32)))
+
+
+class Programs:
+    """The programs of a bank: one for each level, and the gradient step."""
+
+    def __init__(self, shape: Shape, levels: Sequence[Level], streams: int, learns: bool):
+        """Compile nothing yet.
+
+        Args:
+            shape: Of the model.
+            levels: Cheapest first.
+            streams: In the bank.
+            learns: Whether gradient steps will be taken.
+        """
+        self.shape, self.levels, self.learns = shape, tuple(levels), learns
+        self.form = (shape, self.levels, streams, learns)
+        self.run: dict[int, Callable] = {}
+        self.learn: Callable | None = None
+
+    def compile(
+        self, params: Any, momenta: Any, bank: Any, levels: Sequence[int] | None
+    ) -> Iterator[str]:
+        """Compile, two programs at a time; yield the name of each when it is ready."""
+        levels = range(len(self.levels)) if levels is None else levels
+        jobs: dict[int | str, Callable[[], Callable]] = {}
+        for i in levels:
+            jitted = jax.jit(partial(run, level=self.levels[i]), donate_argnums=1)
+            jobs[i] = jitted.lower(params, bank, self.no_block(), np.int32(1)).compile
+        if self.learns:
+            jitted = jax.jit(partial(learner.step, shape=self.shape), donate_argnums=2)
+            jobs["learn"] = jitted.lower(params, momenta, bank, np.int32(0)).compile
+        with ThreadPoolExecutor(2) as pool:
+            compiled = {name: pool.submit(job) for name, job in jobs.items()}
+            for name, future in compiled.items():
+                if isinstance(name, str):
+                    self.learn = future.result()
+                    yield name
+                else:
+                    self.run[name] = future.result()
+                    yield self.levels[name].name
+
+    def no_block(self) -> np.ndarray:
+        """An empty input of `run`."""
+        return np.zeros((BLOCK, 2 * self.shape.channels + 1), np.float32)
+
+    def costs(self, params: Any, bank: Any, repeats: int = 20) -> list[dict[int, float]]:
+        """Measure what each level costs, on copies, so that nothing is learned from it.
+
+        Returns:
+            For each level the median cost [s] of a call with so many samples.
+        """
+        block, costs = self.no_block(), []
+        bank = jax.tree.map(jnp.copy, bank)
+        for i in range(len(self.levels)):
+            cost = {}
+            for size in (1, 8, BLOCK):
+                laps = []
+                for _ in range(repeats if size < BLOCK else 3):
+                    begin = time.perf_counter()
+                    bank, out = self.run[i](params, bank, block, np.int32(size))
+                    np.asarray(out)
+                    laps.append(time.perf_counter() - begin)
+                cost[size] = float(np.median(laps))
+            costs.append(cost)
+        return costs
+
+    def learn_cost(self, params: Any, momenta: Any, bank: Any, repeats: int = 5) -> float:
+        """Measure what a gradient step costs [s], on copies; 0 if none are taken."""
+        if self.learn is None:
+            return 0.0
+        bank, laps = jax.tree.map(jnp.copy, bank), []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            _, _, bank, report = self.learn(params, momenta, bank, np.int32(0))
+            jax.block_until_ready(report)
+            laps.append(time.perf_counter() - begin)
+        return float(np.median(laps))

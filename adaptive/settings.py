@@ -1,0 +1,90 @@
+"""What a user may set of the model and its alarms, and the levels that the model is compiled at."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+
+class Level(NamedTuple):
+    """How much is computed for an answer; static, one compiled program each."""
+
+    name: str
+    memory: int  # moments that recall attends to; 0: no recall
+    window: int  # samples that the encoder attends to; 0: no encoder
+    heads: int  # of the encoder
+
+
+LADDER = (  # cheapest first; every level keeps what a higher one needs
+    Level("trunk", memory=0, window=0, heads=0),
+    Level("recall-512", memory=512, window=0, heads=0),
+    Level("recall-2048", memory=2048, window=32, heads=2),
+    Level("full", memory=4096, window=128, heads=4),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The [model] table of the configuration."""
+
+    horizon_samples: int = 1
+    """How far to forecast."""
+    memory_samples: int = 4096
+    """How much of the past recall attention may attend to; a power of two, at least 512."""
+    window_samples: int = 128
+    """How many samples the encoder attends to."""
+    dim: int = 32
+    """Width of the encoder."""
+    heads: int = 4
+    """Attention heads of the encoder."""
+    learn_every_samples: int = 32
+    """A gradient step is due after so many samples of a stream; 0: never."""
+    seed: int = 0
+    """Of the first parameters."""
+
+    def __post_init__(self) -> None:
+        memory = self.memory_samples
+        if memory < 512 or memory & (memory - 1):
+            raise ValueError(
+                f"model.memory_samples must be a power of two and at least 512, got {memory}"
+            )
+        for name in ("horizon_samples", "window_samples", "dim", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learn_every_samples", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must be at least 0, got {getattr(self, name)}")
+        if self.dim % self.heads:
+            raise ValueError(
+                f"model.dim must be a multiple of model.heads, got {self.dim} and {self.heads}"
+            )
+
+    def ladder(self) -> tuple[Level, ...]:
+        """The levels, cheapest first, none larger than this model."""
+        fit = [
+            level._replace(
+                memory=min(level.memory, self.memory_samples),
+                window=min(level.window, self.window_samples),
+                heads=min(level.heads, self.heads),
+            )
+            for level in LADDER
+        ]
+        # Of equal ones the last stays: a small model has a level "full" like any other.
+        return tuple(
+            level for i, level in enumerate(fit, 1) if level[1:] not in [f[1:] for f in fit[i:]]
+        )
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """The [alarms] table of the configuration."""
+
+    alarms_per_day: float = 1.0
+    """How many alarms a day of each stream are wanted, in the long run."""
+    rest_samples: int = 100
+    """Repeats within so many samples of an alarm are not alarms of their own."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alarms_per_day < inf:
+            raise ValueError(f"alarms.alarms_per_day must be at least 0, got {self.alarms_per_day}")
+        if self.rest_samples < 0:
+            raise ValueError(f"alarms.rest_samples must be at least 0, got {self.rest_samples}")
