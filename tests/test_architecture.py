@@ -14,7 +14,7 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 # These measure how long something took: the costs of compiled programs, the latency of a replay,
 # what the command line tells of itself. When something is due, only the event loop knows.
-MEASURES = {"adaptive.controller", "adaptive.prequential", "adaptive.__main__"}
+MEASURES = {"adaptive.bench", "adaptive.programs", "adaptive.prequential", "adaptive.__main__"}
 
 each = pytest.mark.parametrize("name", MODULES)
 

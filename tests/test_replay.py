@@ -20,7 +20,7 @@ window_samples = 16
 dim = 8
 heads = 2
 horizon_samples = 2
-learn_every_samples = 40
+learn_every_samples = 0
 [alarms]
 alarms_per_day = 100.0
 """
