@@ -1,6 +1,7 @@
 """The agent in a process of its own, with a real broker, at the real speed of a sensor."""
 
 import json
+import socket
 import time
 from collections import Counter
 
@@ -48,6 +49,10 @@ class Ward:
         self.client.on_message = self._heard
         self.client.on_connect = lambda *_: self.client.subscribe("adaptive/+/answers", 1)
         self.client.max_inflight_messages_set(1000)
+        # As a sensor would: else samples come in bursts of 40 ms.
+        self.client.on_socket_open = lambda _, __, line: line.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
 
