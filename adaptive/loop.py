@@ -26,6 +26,9 @@ from sensors.sample import Feedback, Item, Rejected, Sample, Source, Unavailable
 LOG = logging.getLogger(__name__)
 QUEUE = 4096  # samples of a bank that wait for the model; older ones are left out of its memory
 BACKWARDS = 8  # samples in a row whose time may go back before the clock is believed
+BACKLOG = 64  # answered samples that the model may be behind when even the cheapest level is late
+CATCH_UP = (32, 8, 1)  # samples at once, when it catches up then
+SHARE = 0.25  # of the shortest deadline that such a call may usually take
 REPORT_EVERY = 10.0  # [s] between two log lines about the same kind of reject
 # Turns of the event loop before a learning step blocks it: one for a sink's task to wake up, one
 # for the tasks it makes, two to spare. Without them an answer leaves after the step.
@@ -208,19 +211,37 @@ class Loop:
         if head and (decision.level == MANDATORY or decision.probe):
             # What its time allows is there already; the model sees the sample later.
             self._publish(head, head.mandatory, now)
-        if decision.level == MANDATORY:
-            if head is None:  # nobody waits, and the model cannot keep up: let it miss this one
+        level, batch = decision.level, decision.batch
+        if level == MANDATORY:
+            if head is not None:
+                return
+            level, batch = 0, self._catch_up(bank)
+            if batch == 0:
                 bank.controller.skip()
                 bank.queue.popleft()
-            return
+                return
         before = clock()
-        estimates = bank.controller.refine(decision.level, decision.batch)
+        estimates = bank.controller.refine(level, batch)
         after = clock()
-        bank.governor.observe(decision.level, len(estimates), after - before, after)
+        bank.governor.observe(level, len(estimates), after - before, after)
         for estimate in estimates:
             waiting = bank.queue.popleft()
             waiting.track.loss = estimate.loss
             self._publish(waiting, estimate, after)
+
+    def _catch_up(self, bank: Bank) -> int:
+        """How many answered samples to take through the model while nobody waits.
+
+        No answer depends on it, so a call may be one that is only usually short: one that is not
+        delays the next mandatory answer. Without it, samples that a crowded machine leaves no time
+        for were missing in the model's memory, and the governor saw nothing but its rare probes.
+        With 0 the model misses the oldest one: it cannot keep up.
+        """
+        if len(bank.queue) > BACKLOG:
+            return 0
+        sizes = (batch for batch in CATCH_UP if batch <= len(bank.queue))
+        limit = SHARE * self._shortest
+        return next((n for n in sizes if bank.governor.predict(0, n)[0] <= limit), 0)
 
     def _publish(self, waiting: Waiting, estimate: Estimate, now: float) -> None:
         """Settle an answer and hand it to the sinks, unless the sample has one."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -41,12 +40,12 @@ def screen(loop: Loop, now: float) -> RenderableType:
 
 
 def streams(tracks: Iterable[Track], now: float) -> Table:
-    """Two lines for each stream, no wider than 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
-    table.add_column("stream")
-    table.add_column("level")
-    for name in ("rate", "p50 / p99", "in time", "missed", "alarms", "labels"):
-        table.add_column(name, justify="right")
+    """One line for each stream, no wider than 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("stream", no_wrap=True, max_width=14)
+    table.add_column("level", no_wrap=True)
+    for name in ("rate", "p50 / p99 ms", "in time", "missed", "alarms", "labels"):
+        table.add_column(name, justify="right", no_wrap=True)
     for track in tracks:
         counters = track.counters
         level = level_name(track)
@@ -54,7 +53,7 @@ def streams(tracks: Iterable[Track], now: float) -> Table:
             Text(track.stream.name, style="bold", overflow="ellipsis", no_wrap=True),
             Text(level, style="yellow" if level == "mandatory" else "green"),
             f"{track.rate.at(now):.3g}/s",
-            f"{latency(track, 0.5)} / {latency(track, 0.99)} ms",
+            f"{latency(track, 0.5)} / {latency(track, 0.99)}",
             in_time(counters),
             Text(str(counters.missed), style="red" if counters.missed else ""),
             str(counters.alarms),

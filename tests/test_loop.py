@@ -12,7 +12,7 @@ from adaptive import outlet as outlet_module
 from adaptive.bank import Bank, Track
 from adaptive.controller import MANDATORY, Answer, Controller, Estimate
 from adaptive.feedback import Pending
-from adaptive.governor import Governor, Settings
+from adaptive.governor import Decision, Governor, Settings
 from adaptive.loop import Loop
 from adaptive.settings import Level
 from adaptive.sinks import ListSink
@@ -170,10 +170,17 @@ def samples(count, stream="ecg"):
 
 
 def build(
-    sources, sinks=(), *, streams=(STREAM,), controller=None, deadlines=(DEADLINE,), chain=()
+    sources,
+    sinks=(),
+    *,
+    streams=(STREAM,),
+    controller=None,
+    governor=None,
+    deadlines=(DEADLINE,),
+    chain=(),
 ):
     controller = controller or FakeController(len(streams))
-    governor = Governor(Settings())
+    governor = governor or Governor(Settings())
     governor.init([{1: c, 8: 2.75 * c, 32: 8.75 * c} for c in controller.nominal])
     bank, tracks = Bank(controller, governor, 0.001), {}
     links = Chain(tuple(chain))
@@ -276,6 +283,36 @@ def test_a_queue_whose_front_is_answered_makes_progress_at_each_step(virtual_tim
     counters = virtual_time.run(main())
     assert counters.received == counters.mandatory == 100
     assert Counting.steps <= 300
+
+
+class Cautious(Governor):
+    """Trusts no level to be in time."""
+
+    def decide(self, slack, queue, now):
+        return Decision(MANDATORY, 1)
+
+
+def test_what_is_answered_by_the_mandatory_score_still_reaches_the_model(virtual_time):
+    # There was a loop that left it out: the memory had holes, and the governor saw only probes.
+    sink, controller = HeldSink(), FakeController()
+    source = ListSource((STREAM,), samples(100), 0.01)
+    run(virtual_time, [source], [sink], controller=controller, governor=Cautious())
+    assert {result.level for result in sink} == {"mandatory"}
+    assert all(t == result.arrival for result, t in zip(sink, sink.times, strict=True))
+    assert Counter(entry[0] for entry in controller.log) == {"refine": 100}
+    assert {level for _, _, level, _ in controller.log} == {0}
+
+
+def test_a_model_that_cannot_keep_up_misses_the_oldest_samples(virtual_time):
+    sink, controller = HeldSink(), FakeController()
+    controller.times = 3.0  # 1.5 ms for each sample, and one comes each millisecond
+    source = ListSource((STREAM,), samples(400), 0.001)
+    net, _ = run(virtual_time, [source], [sink], controller=controller, governor=Cautious())
+    kinds = Counter(entry[0] for entry in controller.log)
+    assert kinds["skip"] > 20
+    assert kinds["refine"] > 10
+    assert net.tracks["ecg"].counters.mandatory == 400
+    assert net.tracks["ecg"].counters.missed < 20
 
 
 def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_time, monkeypatch):
