@@ -78,10 +78,7 @@ def test_nothing_but_the_event_loop_is_asked_for_the_time(name):
 @each
 def test_a_module_is_not_longer_than_it_can_be_read(name):
     length = len(MODULES[name].read_text(encoding="utf-8").splitlines())
-    if name == "adaptive.controller":
-        assert length <= 560  # the joint
-    else:
-        assert length <= 420
+    assert length <= 420
 
 
 @each
