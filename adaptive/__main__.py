@@ -289,6 +289,7 @@ def replay_recordings(args: argparse.Namespace) -> int:
 
     from adaptive import replay
     from adaptive.controller import Controller
+    from adaptive.engine import Engine
     from adaptive.prequential import replay_arrays
 
     config = settings_of(args.config)
@@ -303,19 +304,20 @@ def replay_recordings(args: argparse.Namespace) -> int:
     labels = []
     if args.labels:
         labels = replay.read_labels(args.labels, args.label_delay, args.label_until)
-    compiled: dict[int, Controller] = {}
+    compiled: dict[int, Engine] = {}
     for item in replay.inputs(args.input):
         recording = replay.load(item.path, args.columns, args.time_column, args.arrays)
         channels = len(recording.channels)
-        controller = Controller(1, channels, model, config["alarms"])
+        engine = Engine(1, channels, model)
+        controller = Controller(1, channels, model, config["alarms"], engine)
         if channels in compiled:
-            controller.take_programs(compiled[channels])
+            engine.take_programs(compiled[channels])
         else:
             wanted = None if level is None else [level]
             with bar(f"compiling for {channels} channels", None) as advance:
-                for name in controller.warm_up(wanted):
+                for name in engine.warm_up(wanted):
                     advance(1, f"compiled {name}")
-            compiled[channels] = controller
+            compiled[channels] = engine
         rows = len(recording.values)
         pace = None
         if speed:

@@ -18,6 +18,7 @@ from adaptive.config import Config, ConfigError
 from adaptive.controller import Controller
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
+from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.telemetry import Counters
 
@@ -49,13 +50,24 @@ class Agent:
             self.path = Path(config.agent.checkpoint_path)
             with refused():
                 checkpoint.check_writable(self.path)
-        self.banks, self.tracks = assemble(config, progress or (lambda what, steps: None))
-        self.loop = Loop(
-            [feed.source for feed in config.feeds], self.tracks, self.banks, config.sinks
-        )
-        if self.path:
-            with refused():
-                self._restore(self.path)
+        self.process = Process() if config.agent.isolation == "process" else None
+        try:
+            say = progress or (lambda what, steps: None)
+            self.banks, self.tracks = assemble(config, say, self.process)
+            self.loop = Loop(
+                [feed.source for feed in config.feeds], self.tracks, self.banks, config.sinks
+            )
+            if self.path:
+                with refused():
+                    self._restore(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process of the models, if there is one."""
+        if self.process:
+            self.process.close()
 
     async def run(self) -> None:
         """Run until the sources end or this is cancelled; then save."""
@@ -74,13 +86,20 @@ class Agent:
                     task.cancel()
         finally:
             gc.unfreeze()
-            if self.path:
-                self._save(self.path, *self.snapshot())
+            try:
+                if self.path:
+                    self._save(self.path, *self.snapshot())
+            except Lost as error:
+                LOG.error("no checkpoint: %s", error)
+            finally:
+                self.close()
 
     async def _save_regularly(self, path: Path) -> None:
         while True:
             await asyncio.sleep(self.config.agent.checkpoint_every_s)
-            await asyncio.to_thread(self._save, path, *self.snapshot())
+            async with self.loop.model:  # it is not moving
+                state = self.snapshot()
+            await asyncio.to_thread(self._save, path, *state)
 
     def _save(self, path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         with self._saving:
@@ -158,7 +177,7 @@ def refused() -> Iterator[None]:
 
 
 def assemble(
-    config: Config, progress: Callable[[str, int], None]
+    config: Config, progress: Callable[[str, int], None], process: Process | None
 ) -> tuple[list[Bank], dict[str, Track]]:
     """Make the banks, one for all streams of so many channels, and a track for each stream."""
     found = [(feed, raw, made) for feed in config.feeds for raw, made in feed.streams()]
@@ -166,13 +185,14 @@ def assemble(
     banks, tracks = [], {}
     for channels in sizes:
         members = [item for item in found if len(item[2].channels) == channels]
-        controller = Controller(len(members), channels, config.model, config.alarms)
+        engine = Remote(process, len(members), channels, config.model) if process else None
+        controller = Controller(len(members), channels, config.model, config.alarms, engine)
         steps = len(sizes) * (len(controller.levels) + 2)
-        for name in controller.warm_up():
+        for name in controller.engine.warm_up():
             progress(f"compiled {name} for {channels} channels", steps)
         governor = Governor(config.governor)
-        governor.init(controller.costs())
-        bank = Bank(controller, governor, controller.learn_cost())
+        governor.init(controller.engine.costs())
+        bank = Bank(controller, governor, controller.engine.learn_cost())
         progress(f"measured {channels} channels", steps)
         banks.append(bank)
         for number, (feed, raw, made) in enumerate(members):

@@ -18,6 +18,8 @@ from sensors.sample import Feedback, Sample, Source, Stream
 from sensors.transforms import Chain
 
 ALARMS_KEPT = 32
+SPARE = 0.2  # of the time to the deadline, left for publishing
+SPARE_LEAST = 2e-3  # [s] timers are a millisecond late, and the interpreter may be busy
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Bank:
     governor: Governor
     learn_cost: float  # [s]
     queue: deque["Waiting"] = field(default_factory=deque)  # answered or not
+    taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
     unanswered: int = 0
     _urgent: list[tuple[float, int, "Waiting"]] = field(default_factory=list)  # a heap
     _numbers: count = field(default_factory=count)  # equal deadlines are met in order of arrival
@@ -120,6 +123,12 @@ class Waiting:
     mandatory: Estimate
     answered: bool = False
     sinks: int = 0  # that have yet to take the answer; negative: it was shed
+
+    @property
+    def due(self) -> float:
+        """When the answer must be on its way [s]; what the model has not given by then is late."""
+        time = self.deadline - self.arrival
+        return self.deadline - min(max(SPARE * time, SPARE_LEAST), 0.5 * time)
 
     def account(self, level: int, now: float) -> None:
         """Count it out as answered.

@@ -10,8 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from adaptive.controller import Controller
-from adaptive.programs import BLOCK
-from adaptive.settings import Model
+from adaptive.settings import BLOCK, Model
 
 
 def levels(
@@ -33,13 +32,13 @@ def levels(
         say: Called with each line and table.
     """
     controller = Controller(1, channels, model)
-    for name in controller.warm_up():
+    for name in controller.engine.warm_up():
         compiled(name)
     nothing = np.zeros(channels)
     controller.settle(controller.arrive(0, nothing), 0.0, nothing)
     controller.refine(0)
     say(f"process start to first answer: {age():.1f} s")
-    costs = controller.costs()
+    costs = controller.engine.costs()
     laps = {name: [] for name in ("mandatory", *(level.name for level in controller.levels))}
     rng, row = np.random.default_rng(0), 0
     for values in np.sin(np.arange(samples)[:, None] / 20) + rng.normal(
@@ -58,7 +57,7 @@ def levels(
             if number < 0:
                 controller.refine(0)
     say(report(laps, costs, f"one sample, {channels} channels, NumPy in to answer out [us]"))
-    say(f"a gradient step: {1e6 * controller.learn_cost():.0f} us")
+    say(f"a gradient step: {1e6 * controller.engine.learn_cost():.0f} us")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     say(f"resident memory, at most: {peak:.0f} MiB")
 

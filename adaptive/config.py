@@ -40,8 +40,13 @@ class AgentSettings:
     """A file for the state; empty: nothing outlives a restart."""
     checkpoint_every_s: float = 60.0
     """Between two checkpoints; there is one more at the end."""
+    isolation: str = "process"
+    """Where models run: in a `process` of their own, so that answers never wait for them; or
+    `none`, in the agent's, which saves memory where deadlines are loose."""
 
     def __post_init__(self) -> None:
+        if self.isolation not in ("process", "none"):
+            raise ValueError(f'isolation must be "process" or "none", got {self.isolation!r}')
         for name in ("deadline_ms", "checkpoint_every_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

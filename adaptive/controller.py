@@ -1,4 +1,4 @@
-"""State and compiled functions of a bank of streams: NumPy in, NumPy out, JAX inside.
+"""A bank of streams: samples in, answers out, with the model's engine between.
 
 A sample is answered in up to three calls. `arrive` gives the mandatory estimate at once, without
 JAX, and queues the sample for the model. `refine` takes the oldest queued samples through the
@@ -11,25 +11,24 @@ the answer, with its alarm. `learn` is the gradient step, for when there is time
 # The index of a sample hides the method of tuples, which nobody needs.
 
 from collections import deque
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan, prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from adaptive import event, mandatory, model, recall, runtime
+from adaptive import event, mandatory
 from adaptive.calibration import Calibration
 from adaptive.mandatory import Mandatory
-from adaptive.model import Shape
-from adaptive.programs import BLOCK, Programs, start
-from adaptive.settings import Alarms, Model
+from adaptive.settings import BLOCK, Alarms, Model
+
+if TYPE_CHECKING:
+    from adaptive.engine import Engine
+    from adaptive.isolation import Remote
 
 MANDATORY = mandatory.LEVEL
 LARGEST = 1e18  # a centred value is cut there, or its square would leave float32
-ORIGINS = 8  # moments that one gradient step learns from
 NO_LAG, NO_WEIGHT = np.zeros(1, np.int32), np.zeros(1, np.float32)
 
 
@@ -76,6 +75,14 @@ class Queued(NamedTuple):
     anchor: list[float]  # what was taken off; 0 where nothing was ever seen
 
 
+class Call(NamedTuple):
+    """Samples on their way through a compiled program."""
+
+    level: int  # index in the ladder
+    samples: list[Queued]
+    block: Float[np.ndarray, "block inputs"]  # what `engine.run` takes
+
+
 @dataclass
 class Member:
     """What is kept of one stream of the bank outside of JAX."""
@@ -94,6 +101,7 @@ class Controller:
         channels: int,
         settings: Model | None = None,
         alarms: Alarms | None = None,
+        engine: "Engine | Remote | None" = None,
     ):
         """Make a bank that has seen nothing.
 
@@ -102,20 +110,17 @@ class Controller:
             channels: How many channels each has.
             settings: Of the model.
             alarms: How many are wanted.
+            engine: The model, of the same streams, channels and settings; made here if None.
         """
-        runtime.prepare()
         self.settings, self.alarms = settings or Model(), alarms or Alarms()
         s = self.settings
         self.streams, self.channels, self.horizon = streams, channels, s.horizon_samples
-        self.shape = Shape(
-            channels, s.horizon_samples, s.memory_samples, s.window_samples, s.dim, s.heads, ORIGINS
-        )
         self.levels = s.ladder()
-        self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
-        self.momenta, self.bank = jax.jit(start, static_argnums=(1, 2))(
-            self.params, self.shape, streams
-        )
-        self.programs = Programs(self.shape, self.levels, streams, s.learn_every_samples > 0)
+        if engine is None:
+            from adaptive.engine import Engine as Inside  # an agent with a far one needs no JAX
+
+            engine = Inside(streams, channels, s)
+        self.engine = engine
         self.members = [
             Member(
                 Mandatory(channels),
@@ -127,47 +132,7 @@ class Controller:
         self.queue: deque[Queued] = deque()
         self.due = [0] * streams  # samples since the last gradient step
         self._growth = np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
-        self._output = {
-            "forecast": (self.horizon, channels),
-            "spread": (self.horizon, channels),
-            "strange": (len(recall.SCALES),),
-            "error": (),
-            "lag": (recall.NEAREST,),
-            "weight": (recall.NEAREST,),
-            "channel": (channels,),
-            "loss": (len(model.KINDS),),
-        }
-
-    # --- start ----------------------------------------------------------------------------------
-
-    def warm_up(self, levels: Sequence[int] | None = None) -> Iterator[str]:
-        """Compile all that will ever run; nothing compiles afterwards.
-
-        Args:
-            levels: Which levels; all when None.
-
-        Yields:
-            The name of each program when it is ready.
-        """
-        yield from self.programs.compile(self.params, self.momenta, self.bank, levels)
-
-    def take_programs(self, other: "Controller") -> None:
-        """Use what another controller of the same shape has compiled.
-
-        Raises:
-            ValueError: It is of another shape.
-        """
-        if other.programs.form != self.programs.form:
-            raise ValueError(f"programs are of {other.programs.form}, not {self.programs.form}")
-        self.programs = other.programs
-
-    def costs(self) -> list[dict[int, float]]:
-        """Measure, on copies, what a call of each level costs [s], by its number of samples."""
-        return self.programs.costs(self.params, self.bank)
-
-    def learn_cost(self) -> float:
-        """Measure, on copies, what a gradient step costs [s]; 0 if none are taken."""
-        return self.programs.learn_cost(self.params, self.momenta, self.bank)
+        self._outputs = engine.outputs()
 
     # --- the path of a sample -------------------------------------------------------------------
 
@@ -205,7 +170,7 @@ class Controller:
         return Estimate(stream, index, MANDATORY, relative, p_value, ahead, spread, None, None)
 
     def refine(self, level: int, batch: int = BLOCK) -> list[Estimate]:
-        """Take the oldest queued samples through the model, in one call.
+        """Take the oldest queued samples through the model: `take`, `engine.run`, `finish`.
 
         Args:
             level: Index in the ladder.
@@ -214,15 +179,21 @@ class Controller:
         Returns:
             An estimate for each, in the order of their arrival.
         """
-        taken = [self.queue.popleft() for _ in range(min(batch, BLOCK, len(self.queue)))]
+        call = self.take(level, batch)
+        return self.finish(call, self.engine.run(call.level, call.block, len(call.samples)))
+
+    def take(self, level: int, batch: int = BLOCK) -> Call:
+        """Take the oldest queued samples off the queue, for one compiled call."""
+        samples = [self.queue.popleft() for _ in range(min(batch, BLOCK, len(self.queue)))]
         block = np.zeros((BLOCK, 2 * self.channels + 1), np.float32)
-        for k, sample in enumerate(taken):
+        for k, sample in enumerate(samples):
             block[k] = (sample.stream, *sample.values, *sample.seen)
-        self.bank, packed = self.programs.run[level](
-            self.params, self.bank, block, np.int32(len(taken))
-        )
-        out = self._unpack(np.asarray(packed)[: len(taken)])
-        return [self._estimate(level, sample, out, k) for k, sample in enumerate(taken)]
+        return Call(level, samples, block)
+
+    def finish(self, call: Call, packed: Float[np.ndarray, "samples outputs"]) -> list[Estimate]:
+        """Make an estimate of each row that the program gave."""
+        out = self._unpack(packed)
+        return [self._estimate(call.level, one, out, k) for k, one in enumerate(call.samples)]
 
     def skip(self) -> None:
         """Leave the oldest queued sample out of the model's memory."""
@@ -231,7 +202,7 @@ class Controller:
     def _unpack(self, packed: Float[np.ndarray, "samples outputs"]) -> dict[str, np.ndarray]:
         """The fields of `model.Output`, each with a row for every sample."""
         parts, start = {}, 0
-        for name, shape in self._output.items():
+        for name, shape in self._outputs.items():
             stop = start + prod(shape)
             parts[name] = packed[:, start:stop].reshape(-1, *shape)
             start = stop
@@ -300,7 +271,7 @@ class Controller:
         """The stream that has waited longest for a gradient step; None if none is due."""
         every = self.settings.learn_every_samples
         stream = int(np.argmax(self.due))
-        return stream if every and self.programs.learn and self.due[stream] >= every else None
+        return stream if every and self.due[stream] >= every else None
 
     def learn(self, stream: int) -> bool:
         """Take one gradient step on the matured feedback of a stream.
@@ -308,22 +279,14 @@ class Controller:
         Returns:
             Whether it landed; a step that is not finite changes nothing.
         """
-        if self.programs.learn is None:
-            raise RuntimeError("warm_up() was not called with learn=True")
         self.due[stream] = 0
-        self.params, self.momenta, self.bank, report = self.programs.learn(
-            self.params, self.momenta, self.bank, np.int32(stream)
-        )
-        return bool(np.asarray(report.landed))
+        return self.engine.learn(stream)
 
     # --- what outlives a restart ----------------------------------------------------------------
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict]:
         """All state, as named arrays and plain numbers."""
-        arrays = {
-            jax.tree_util.keystr(path): np.array(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self._trees())
-        }
+        arrays = self.engine.arrays()
         plain = []
         for i, member in enumerate(self.members):
             for name in ("first", "last", "deviation"):
@@ -341,12 +304,7 @@ class Controller:
 
     def restore(self, arrays: dict[str, np.ndarray], header: dict) -> None:
         """Take up where `snapshot` was made; samples that were queued then are not in it."""
-        paths, form = jax.tree_util.tree_flatten_with_path(self._trees())
-        # Copied without a compiled copy; shared memory could not be changed in place.
-        leaves = [
-            jax.device_put(arrays[jax.tree_util.keystr(path)], may_alias=False) for path, _ in paths
-        ]
-        self.params, self.momenta, self.bank = jax.tree.unflatten(form, leaves)
+        self.engine.load({k: a for k, a in arrays.items() if not k.startswith("member.")})
         for i, (member, saved) in enumerate(zip(self.members, header["members"], strict=True)):
             member.mandatory.count = saved["count"]
             for name in ("first", "last", "deviation"):
@@ -356,6 +314,3 @@ class Controller:
             member.head = event.State(**head, labels=saved["labels"])
             member.calibration.restore(saved["calibration"])
         self.due = list(header["due"])
-
-    def _trees(self) -> tuple:
-        return self.params, self.momenta, self.bank

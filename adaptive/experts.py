@@ -25,8 +25,8 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
 
 from adaptive import ring
+from adaptive.settings import EXPERTS
 
-NAMES = ("persistence", "seasonal", "rls-long", "rls-short", "rls-own")
 SHARED_LAGS, OWN_LAGS = 96, 24  # [samples]
 SHARED_FORGETTING = (0.9999, 0.998)
 OWN_FORGETTING = 0.9995
@@ -169,7 +169,7 @@ def forecast(
         scale: The running standard deviation.
 
     Returns:
-        The forecasts, in the units of the values, in the order of `NAMES`.
+        The forecasts, in the units of the values, in the order of `EXPERTS`.
     """
     shared, own = regressors_of(window, scale)
     by_shared = jnp.einsum("gcl,glh->ghc", shared, state.shared.weights)
@@ -183,7 +183,7 @@ def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "...
     """Weigh the experts of every step and channel by their discounted losses; they sum to 1."""
     mean = jnp.mean(loss, axis=0) + 1e-12
     worse = (loss - jnp.min(loss, axis=0)) / mean
-    return jax.nn.softmax(-SHARPNESS * len(NAMES) * worse, axis=0)
+    return jax.nn.softmax(-SHARPNESS * len(EXPERTS) * worse, axis=0)
 
 
 def season_of(

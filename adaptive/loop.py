@@ -1,8 +1,10 @@
 """The async loop: ingest, decide, score, publish, learn.
 
 Each source has a task that takes samples in and gives them their mandatory answer at once; one
-task refines, publishes and learns; each sink has a task that writes. A sample is counted when it
-comes in and when every sink has taken its answer, so that
+task has them refined, publishes and learns; each sink has a task that writes. The model runs in a
+process of its own, so nothing else waits for it: what is not refined shortly before its deadline
+is published as it is, by a timer. A sample is counted when it comes in and when every sink has
+taken its answer, so that
 
     received = full + mandatory + shed + in flight
 
@@ -12,8 +14,9 @@ holds at any moment, and a source may acknowledge a sample exactly when it has b
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +29,7 @@ from sensors.sample import Feedback, Item, Rejected, Sample, Source, Unavailable
 LOG = logging.getLogger(__name__)
 QUEUE = 4096  # samples of a bank that wait for the model; older ones are left out of its memory
 BACKWARDS = 8  # samples in a row whose time may go back before the clock is believed
-BACKLOG = 64  # answered samples that the model may be behind when even the cheapest level is late
-CATCH_UP = (32, 8, 1)  # samples at once, when it catches up then
-SHARE = 0.25  # of the shortest deadline that such a call may usually take
 REPORT_EVERY = 10.0  # [s] between two log lines about the same kind of reject
-# Turns of the event loop before a learning step blocks it: one for a sink's task to wake up, one
-# for the tasks it makes, two to spare. Without them an answer leaves after the step.
-TURNS = 4
 
 
 class Loop:
@@ -63,6 +60,8 @@ class Loop:
         self._shortest = min((track.deadline for track in tracks.values()), default=inf)
         self._wake = asyncio.Event()
         self._reading = 0
+        self.model = asyncio.Lock()  # held while a model is at work
+        self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
         self._last_report: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
@@ -172,6 +171,7 @@ class Loop:
         track.rate.add(now)
         mandatory = bank.controller.arrive(track.number, sample.values, sample.filled)
         bank.add(Waiting(track, sample, origin, now, now + track.deadline, mandatory))
+        self._watch()
         if len(bank.queue) > QUEUE:
             skipped = bank.queue.popleft()
             bank.controller.skip()
@@ -181,67 +181,63 @@ class Loop:
 
     async def _score(self) -> None:
         """Answer what waits, earliest deadline first, until nothing more will come."""
-        clock = asyncio.get_running_loop().time
         while True:
             banks = [bank for bank in self.banks if bank.queue]
-            if not banks:
-                if not self._reading:
-                    return
+            if banks:
+                await self._step(min(banks, key=Bank.urgency))
+                await asyncio.sleep(0)  # with the model in this process nobody else had a turn
+            elif track := self._learning():
+                await self._learn(track)
+            elif self._reading:
                 self._wake.clear()
                 await self._wake.wait()
-                continue
-            self._step(min(banks, key=Bank.urgency), clock)
-            # Let samples in and results out before the next call, which nothing can interrupt.
-            await asyncio.sleep(0)
-            for bank in self.banks:
-                if self._learning(bank) is None:
-                    continue
-                for _ in range(TURNS):
-                    await asyncio.sleep(0)
-                track = self._learning(bank)
-                if track is not None:
-                    self._learn(track, clock)
+            else:
+                return
 
-    def _step(self, bank: Bank, clock: Callable[[], float]) -> None:
-        """Answer or catch up on the head of a bank's queue."""
-        now, head = clock(), bank.head()
-        # Another stream's sample may come during the call: the shortest deadline bounds it, too.
-        slack = min(head.deadline - now if head else inf, self._shortest)
-        decision = bank.governor.decide(slack, len(bank.queue), now)
-        if head and (decision.level == MANDATORY or decision.probe):
-            # What its time allows is there already; the model sees the sample later.
-            self._publish(head, head.mandatory, now)
+    async def _step(self, bank: Bank) -> None:
+        """Take the front of a bank's queue through the model."""
+        clock = asyncio.get_running_loop().time
+        before, head = clock(), bank.head()
+        slack = head.due - before if head else inf
+        decision = bank.governor.decide(slack, len(bank.queue), before)
         level, batch = decision.level, decision.batch
+        if head and (level == MANDATORY or decision.probe):
+            # What its time allows is there already; the model sees the sample all the same.
+            self._publish(head, head.mandatory, before)
         if level == MANDATORY:
-            if head is not None:
-                return
-            level, batch = 0, self._catch_up(bank)
-            if batch == 0:
-                bank.controller.skip()
-                bank.queue.popleft()
-                return
-        before = clock()
-        estimates = bank.controller.refine(level, batch)
+            level, batch = 0, len(bank.queue)
+        call = bank.controller.take(level, batch)
+        bank.taken = [bank.queue.popleft() for _ in call.samples]
+        packed = await self._beside(bank, "run", call.level, call.block, len(call.samples))
         after = clock()
+        estimates = bank.controller.finish(call, packed)
         bank.governor.observe(level, len(estimates), after - before, after)
-        for estimate in estimates:
-            waiting = bank.queue.popleft()
+        for waiting, estimate in zip(bank.taken, estimates, strict=True):
             waiting.track.loss = estimate.loss
             self._publish(waiting, estimate, after)
+        bank.taken = []
 
-    def _catch_up(self, bank: Bank) -> int:
-        """How many answered samples to take through the model while nobody waits.
+    async def _beside(self, bank: Bank, name: str, *args: Any) -> Any:
+        """Have a bank's engine do something while everything else goes on."""
+        async with self.model:
+            return await bank.controller.engine.beside(name, *args)
 
-        No answer depends on it, so a call may be one that is only usually short: one that is not
-        delays the next mandatory answer. Without it, samples that a crowded machine leaves no time
-        for were missing in the model's memory, and the governor saw nothing but its rare probes.
-        With 0 the model misses the oldest one: it cannot keep up.
-        """
-        if len(bank.queue) > BACKLOG:
-            return 0
-        sizes = (batch for batch in CATCH_UP if batch <= len(bank.queue))
-        limit = SHARE * self._shortest
-        return next((n for n in sizes if bank.governor.predict(0, n)[0] <= limit), 0)
+    def _watch(self) -> None:
+        """Set the timer to the next sample whose time will be up."""
+        due = min((head.due for bank in self.banks if (head := bank.head())), default=inf)
+        if self._timer and (due < self._timer.when() or self._timer.cancelled()):
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and due < inf:
+            self._timer = asyncio.get_running_loop().call_at(due, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        """Publish what there is for every sample that cannot wait longer."""
+        now, self._timer = asyncio.get_running_loop().time(), None
+        for bank in self.banks:
+            while (head := bank.head()) and head.due <= now:
+                self._publish(head, head.mandatory, now)
+        self._watch()
 
     def _publish(self, waiting: Waiting, estimate: Estimate, now: float) -> None:
         """Settle an answer and hand it to the sinks, unless the sample has one."""
@@ -268,23 +264,26 @@ class Loop:
         if not self.outlets:
             waiting.account(estimate.level, now)
 
-    def _learning(self, bank: Bank) -> Track | None:
-        """The stream that a gradient step is due for, if nobody waits and there is time.
+    def _learning(self) -> Track | None:
+        """The stream that a gradient step is due for, if there is time.
 
-        There is, if a sample that comes during the step could still be answered in time.
+        There is, if a sample that comes during the step could still be refined in time.
         """
-        if any(one.queue for one in self.banks):
-            return None
-        stream = bank.controller.learning_due()
-        if stream is None:
-            return None
-        track = self._members[id(bank), stream]
-        idle = self._shortest - bank.governor.predict(max(track.level, 0), 1)[1]
-        return track if bank.governor.may_learn(idle, bank.learn_cost) else None
+        for bank in self.banks:
+            stream = bank.controller.learning_due()
+            if stream is None:
+                continue
+            track = self._members[id(bank), stream]
+            idle = self._shortest - bank.governor.predict(max(track.level, 0), 1)[1]
+            if bank.governor.may_learn(idle, bank.learn_cost):
+                return track
+        return None
 
-    def _learn(self, track: Track, clock: Callable[[], float]) -> None:
+    async def _learn(self, track: Track) -> None:
+        clock = asyncio.get_running_loop().time
         bank, before = track.bank, clock()
-        landed = bank.controller.learn(track.number)
+        bank.controller.due[track.number] = 0
+        landed = await self._beside(bank, "learn", track.number)
         bank.learn_cost += 0.1 * (clock() - before - bank.learn_cost)
         if landed:
             track.counters.learn_steps += 1
@@ -296,7 +295,7 @@ class Loop:
     def _finish(self) -> None:
         """Count what is left at the end: nothing is lost without a reason."""
         for bank in self.banks:
-            for waiting in bank.queue:
+            for waiting in (*bank.taken, *bank.queue):
                 if not waiting.answered:
                     waiting.answered = True
                     waiting.give_up("stopped")
@@ -310,7 +309,7 @@ class Loop:
             AssertionError: A sample was lost or counted twice.
         """
         held: dict[str, int] = dict.fromkeys(self.tracks, 0)
-        queued = {w for bank in self.banks for w in bank.queue if not w.answered}
+        queued = {w for b in self.banks for w in (*b.taken, *b.queue) if not w.answered}
         unsent = {w for outlet in self.outlets for w, _ in outlet.outbox if w.sinks > 0}
         for waiting in queued | unsent:
             held[waiting.track.stream.name] += 1

@@ -18,11 +18,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from adaptive import attention, experts, recall, ring
-from adaptive.settings import Level
+from adaptive.settings import EXPERTS, KINDS, Level
 
-KINDS = (*experts.NAMES, "trunk", "recall", "encoder", "served")  # the forecasts that are judged
 TRUNK, RECALL, ENCODER, SERVED = (KINDS.index(k) for k in ("trunk", "recall", "encoder", "served"))
-EXPERTS = len(experts.NAMES)
 LONG = 8192  # [samples] of the running mean and standard deviation
 DISCOUNT = 0.999  # of losses and gains
 BURN_IN = 32  # [samples] before outliers are cut
@@ -324,7 +322,7 @@ def step(
     ahead = experts.forecast(
         trunk, window, experts.season_of(values, count, season, horizon), scale
     )
-    foreseen = jnp.einsum("ehc,ehc->hc", experts.weights(state.loss[:EXPERTS]), ahead)
+    foreseen = jnp.einsum("ehc,ehc->hc", experts.weights(state.loss[: len(EXPERTS)]), ahead)
     gain = gains(state.moments)
     corrected = jnp.stack(
         (

@@ -145,7 +145,7 @@ def governed(
 ) -> Iterator[tuple[Estimate, float]]:
     """Refine sample by sample, at one level or at the governor's choice; as the live loop does."""
     governor = Governor(Settings())
-    governor.init(controller.costs())
+    governor.init(controller.engine.costs())
     for row, x in enumerate(values):
         if pace:
             pace(row)

@@ -13,9 +13,7 @@ from jax import lax
 
 from adaptive import learner, model
 from adaptive.model import Shape
-from adaptive.settings import Level
-
-BLOCK = 32  # samples that one compiled call takes at most
+from adaptive.settings import BLOCK, Level
 
 
 def start(params, shape, streams):

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+BLOCK = 32  # samples that one compiled call takes at most
+EXPERTS = ("persistence", "seasonal", "rls-long", "rls-short", "rls-own")
+KINDS = (*EXPERTS, "trunk", "recall", "encoder", "served")  # the forecasts that are judged
+
 
 class Level(NamedTuple):
     """How much is computed for an answer; static, one compiled program each."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from adaptive.bank import Track
 from adaptive.loop import Loop
-from adaptive.model import KINDS
+from adaptive.settings import KINDS
 from adaptive.telemetry import Counters
 
 REFRESH = 0.5  # [s]

@@ -1,0 +1,135 @@
+"""The model of a bank of streams at work: parameters, state and compiled programs, all of JAX.
+
+What moves here is arrays of numbers; what they mean is the controller's. So an engine can stand in
+the controller's process, or in one of its own (`adaptive.isolation`).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from adaptive import model, recall, runtime
+from adaptive.model import Shape
+from adaptive.programs import Programs, start
+from adaptive.settings import KINDS, Model
+
+ORIGINS = 8  # moments that one gradient step learns from
+
+
+class Engine:
+    """The model of a bank that has seen nothing."""
+
+    def __init__(self, streams: int, channels: int, settings: Model):
+        """Make the first parameters and states; compile nothing yet.
+
+        Args:
+            streams: How many streams.
+            channels: How many channels each has.
+            settings: Of the model.
+        """
+        runtime.prepare()
+        s = settings
+        self.shape = Shape(
+            channels, s.horizon_samples, s.memory_samples, s.window_samples, s.dim, s.heads, ORIGINS
+        )
+        self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
+        self.momenta, self.bank = jax.jit(start, static_argnums=(1, 2))(
+            self.params, self.shape, streams
+        )
+        self.programs = Programs(self.shape, s.ladder(), streams, s.learn_every_samples > 0)
+
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of what a program gives of each sample, in their order: `model.Output`."""
+        channels, horizon = self.shape.channels, self.shape.horizon
+        return {
+            "forecast": (horizon, channels),
+            "spread": (horizon, channels),
+            "strange": (len(recall.SCALES),),
+            "error": (),
+            "lag": (recall.NEAREST,),
+            "weight": (recall.NEAREST,),
+            "channel": (channels,),
+            "loss": (len(KINDS),),
+        }
+
+    def warm_up(self, levels: Sequence[int] | None = None) -> Iterator[str]:
+        """Compile all that will ever run; nothing compiles afterwards.
+
+        Args:
+            levels: Which levels; all when None.
+
+        Yields:
+            The name of each program when it is ready.
+        """
+        yield from self.programs.compile(self.params, self.momenta, self.bank, levels)
+
+    def take_programs(self, other: "Engine") -> None:
+        """Use what another engine of the same shape has compiled.
+
+        Raises:
+            ValueError: It is of another shape.
+        """
+        if other.programs.form != self.programs.form:
+            raise ValueError(f"programs are of {other.programs.form}, not {self.programs.form}")
+        self.programs = other.programs
+
+    def costs(self) -> list[dict[int, float]]:
+        """Measure, on copies, what a call of each level costs [s], by its number of samples."""
+        return self.programs.costs(self.params, self.bank)
+
+    def learn_cost(self) -> float:
+        """Measure, on copies, what a gradient step costs [s]; 0 if none are taken."""
+        return self.programs.learn_cost(self.params, self.momenta, self.bank)
+
+    def run(
+        self, level: int, block: Float[np.ndarray, "block inputs"], count: int
+    ) -> Float[np.ndarray, "samples outputs"]:
+        """Take samples through the model.
+
+        Args:
+            level: Index in the ladder.
+            block: As `programs.run` takes it.
+            count: How many samples are in it.
+
+        Returns:
+            For each sample what `outputs` names, side by side.
+        """
+        self.bank, packed = self.programs.run[level](self.params, self.bank, block, np.int32(count))
+        return np.asarray(packed)[:count]
+
+    def learn(self, stream: int) -> bool:
+        """Take one gradient step on the matured feedback of a stream.
+
+        Returns:
+            Whether it landed; a step that is not finite changes nothing.
+        """
+        if self.programs.learn is None:
+            raise RuntimeError("no gradient step was compiled: model.learn_every_samples is 0")
+        self.params, self.momenta, self.bank, report = self.programs.learn(
+            self.params, self.momenta, self.bank, np.int32(stream)
+        )
+        return bool(np.asarray(report.landed))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All state, by name; copies."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._trees())
+        return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take up the state that `arrays` gave."""
+        paths, form = jax.tree_util.tree_flatten_with_path(self._trees())
+        # Copied without a compiled copy; shared memory could not be changed in place.
+        leaves = [
+            jax.device_put(arrays[jax.tree_util.keystr(path)], may_alias=False) for path, _ in paths
+        ]
+        self.params, self.momenta, self.bank = jax.tree.unflatten(form, leaves)
+
+    def _trees(self) -> tuple:
+        return self.params, self.momenta, self.bank
+
+    async def beside(self, name: str, *args: Any) -> Any:
+        """Call a method as one in another process is called; here everything waits for it."""
+        return getattr(self, name)(*args)
