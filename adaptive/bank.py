@@ -18,8 +18,6 @@ from sensors.sample import Feedback, Sample, Source, Stream
 from sensors.transforms import Chain
 
 ALARMS_KEPT = 32
-SPARE = 0.2  # of the time to the deadline, left for publishing
-SPARE_LEAST = 2e-3  # [s] timers are a millisecond late, and the interpreter may be busy
 
 
 @dataclass
@@ -120,15 +118,10 @@ class Waiting:
     origin: Origin
     arrival: float  # [s] on the loop's clock
     deadline: float  # [s] on the loop's clock
+    due: float  # [s] when the answer must be on its way; what the model gives later is too late
     mandatory: Estimate
     answered: bool = False
     sinks: int = 0  # that have yet to take the answer; negative: it was shed
-
-    @property
-    def due(self) -> float:
-        """When the answer must be on its way [s]; what the model has not given by then is late."""
-        time = self.deadline - self.arrival
-        return self.deadline - min(max(SPARE * time, SPARE_LEAST), 0.5 * time)
 
     def account(self, level: int, now: float) -> None:
         """Count it out as answered.

@@ -29,6 +29,10 @@ from sensors.sample import Feedback, Item, Rejected, Sample, Source, Unavailable
 LOG = logging.getLogger(__name__)
 QUEUE = 4096  # samples of a bank that wait for the model; older ones are left out of its memory
 BACKWARDS = 8  # samples in a row whose time may go back before the clock is believed
+# Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
+# late, and later on a crowded machine; how late is measured and reckoned with.
+SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
+LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
 REPORT_EVERY = 10.0  # [s] between two log lines about the same kind of reject
 
 
@@ -62,6 +66,7 @@ class Loop:
         self._reading = 0
         self.model = asyncio.Lock()  # held while a model is at work
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
+        self._lag = 0.0  # [s] how late such timers have been
         self._last_report: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
@@ -170,7 +175,10 @@ class Loop:
         bank = track.bank
         track.rate.add(now)
         mandatory = bank.controller.arrive(track.number, sample.values, sample.filled)
-        bank.add(Waiting(track, sample, origin, now, now + track.deadline, mandatory))
+        spare = max(SPARE * track.deadline, SPARE_LEAST, LAG * self._lag)
+        spare = min(spare, SPARE_MOST * track.deadline)
+        deadline = now + track.deadline
+        bank.add(Waiting(track, sample, origin, now, deadline, deadline - spare, mandatory))
         self._watch()
         if len(bank.queue) > QUEUE:
             skipped = bank.queue.popleft()
@@ -233,7 +241,10 @@ class Loop:
 
     def _time_is_up(self) -> None:
         """Publish what there is for every sample that cannot wait longer."""
-        now, self._timer = asyncio.get_running_loop().time(), None
+        now = asyncio.get_running_loop().time()
+        if self._timer:
+            self._lag = max(FORGET * self._lag, now - self._timer.when())
+            self._timer = None
         for bank in self.banks:
             while (head := bank.head()) and head.due <= now:
                 self._publish(head, head.mandatory, now)

@@ -197,18 +197,13 @@ class MqttSink:
         """Publish the results, all at once, and wait until the broker has them."""
         if self.connection is None:
             raise ValueError("an MQTT sink needs a [broker] in the configuration")
-        now = asyncio.get_running_loop().time
+        now = asyncio.get_running_loop().time()
         chosen = [r for r in results if r.answer.alarm or not self.alarms_only]
-        await asyncio.gather(
-            *(
-                self.connection.publish(
-                    self.topic.format(stream=r.sample.stream),
-                    encode(r, now(), self.explain),
-                    self.qos,
-                )
-                for r in chosen
-            )
-        )
+        messages = [
+            (self.topic.format(stream=r.sample.stream), encode(r, now, self.explain))
+            for r in chosen
+        ]
+        await self.connection.publish_all(messages, self.qos)
 
     async def close(self) -> None:
         """Do nothing: the connection is the agent's."""

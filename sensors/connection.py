@@ -182,36 +182,59 @@ class Connection:
         *,
         timeout: float | None = None,
     ) -> None:
-        """Publish; with QoS 1 return once the broker has taken responsibility.
+        """Publish one message; see `publish_all`."""
+        await self.publish_all([(topic, payload)], qos, retain, timeout=timeout)
+
+    async def publish_all(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+        qos: int = 1,
+        retain: bool = False,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Publish; with QoS 1 return once the broker has taken responsibility for all of it.
 
         Nothing is queued here beyond this call, and nothing is sent again: who calls keeps the
-        message until this returns.
+        messages until this returns.
 
         Args:
-            topic: Without wildcards.
-            payload: The bytes.
+            messages: Topics, without wildcards, and payloads.
             qos: 0 or 1.
-            retain: Have the broker keep it for later subscribers.
-            timeout: How long to wait for a broker that is away, and for its answer [s]; None for
+            retain: Have the broker keep them for later subscribers.
+            timeout: How long to wait for a broker that is away, and for its answers [s]; None for
                 `Broker.timeout_s`; 0 to fail at once if it is away.
 
         Raises:
-            Unavailable: The broker is or went away, or did not answer in time. The message may
+            Unavailable: The broker is or went away, or did not answer in time. Some messages may
                 have arrived all the same.
-            Refused: The broker did not accept it; only MQTT 5 tells.
-            ValueError: The topic or `qos` is malformed.
+            Refused: The broker did not accept one; only MQTT 5 tells.
+            ValueError: A topic or `qos` is malformed.
         """
         _check_qos(qos)
+        if not messages:
+            return
         seconds = self.broker.timeout_s if timeout is None else timeout
         where = f"{self.broker.host}:{self.broker.port}"
+        topic = messages[0][0]
         if seconds <= 0 and not self.connected:
             raise Unavailable(f"{topic}: the broker {where} is away. {self._trouble}")
+        answers: list[asyncio.Future[int]] = []
         try:
-            async with asyncio.timeout(seconds or self.broker.timeout_s), self._slots:
-                await self._up.wait()
-                if self._line is None:
-                    raise Unavailable("the connection was lost")
-                code = await self._line.publish(topic, payload, qos, retain)
+            async with asyncio.timeout(seconds or self.broker.timeout_s):
+                for topic, payload in messages:
+                    await self._slots.acquire()
+                    try:
+                        await self._up.wait()
+                        if self._line is None:
+                            raise Unavailable("the connection was lost")
+                        answer = self._line.publish(topic, payload, qos, retain)
+                    except BaseException:
+                        self._slots.release()
+                        raise
+                    answer.add_done_callback(lambda _: self._slots.release())
+                    answers.append(answer)
+                codes = [await answer for answer in answers]
         except TimeoutError:
             raise Unavailable(
                 f"{topic}: no answer from the broker {where} within {seconds or 'its timeout'} s. "
@@ -219,15 +242,20 @@ class Connection:
             ) from None
         except Unavailable as error:
             raise Unavailable(f"{topic}: {error}. {self._trouble}") from None
-        if code in BUSY:
-            raise Unavailable(f"{topic}: the broker is overloaded, {_words(code)}.")
-        if code >= REFUSED:
-            self.counts["refused"] += 1
-            raise Refused(
-                f"{topic}: the broker {where} refused the publication: {_words(code)}. Allow "
-                f"{self.broker.username or 'anonymous clients'} to write it, or change the topic."
-            )
-        self.counts["published"] += 1
+        finally:
+            for answer in answers:
+                answer.cancel()  # of one that came too late nobody wants to know
+        for (topic, _), code in zip(messages, codes, strict=True):
+            if code in BUSY:
+                raise Unavailable(f"{topic}: the broker is overloaded, {_words(code)}.")
+            if code >= REFUSED:
+                self.counts["refused"] += 1
+                raise Refused(
+                    f"{topic}: the broker {where} refused the publication: {_words(code)}. Allow "
+                    f"{self.broker.username or 'anonymous clients'} to write it, or change the "
+                    "topic."
+                )
+            self.counts["published"] += 1
 
     def acknowledge(self, message: Message) -> None:
         """Let the broker forget a message; without it the message comes again after a cut.
@@ -254,6 +282,7 @@ class Connection:
         try:
             async with client:
                 self._line = line
+                line.take_over()
                 self.counts["connects"] += 1
                 for subscription in self._subscriptions:
                     await self._ask(line, subscription)

@@ -43,7 +43,9 @@ class Line:
     def __init__(self, client: aiomqtt.Client, number: int) -> None:
         self.client = client
         self.number = number
-        self.away: asyncio.Future[Never] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.away: asyncio.Future[Never] = self._loop.create_future()
+        self._writing = False  # the event loop tells when the socket takes more
         self._answers: dict[int, asyncio.Future[int]] = {}
         self._early: dict[int, int] = {}
         self._paho = client._client
@@ -55,8 +57,7 @@ class Line:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, code: ReasonCode, properties: Any
     ) -> None:
-        self.hurry()
-        answer = self._answers.get(mid)
+        answer = self._answers.pop(mid, None)
         if answer is None:
             self._early[mid] = code.value  # called from within publish, before it returned
         elif not answer.done():
@@ -79,31 +80,38 @@ class Line:
     def _on_disconnect(self, *arguments: Any) -> None:
         self.client._on_disconnect(*arguments)
         # paho calls from another thread if the handshake fails early.
-        self.away.get_loop().call_soon_threadsafe(self._end)
+        self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
         self.away.cancel()
+        while self._answers:
+            _, answer = self._answers.popitem()
+            if not answer.done():
+                answer.set_exception(Unavailable("the connection was lost before an answer came"))
+                answer.exception()  # whoever waits is told; else asyncio complains
         connected = self.client._connected
         if not connected.done():
             connected.set_exception(aiomqtt.MqttError("closed before the handshake was done"))
 
-    async def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> int:
-        """Send, and wait for the reason code of the broker; 0 with QoS 0, once it is written."""
+    def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> asyncio.Future[int]:
+        """Send.
+
+        Returns:
+            The reason code of the broker, when it comes; 0 with QoS 0, once it is written.
+
+        Raises:
+            Unavailable: The connection was lost. Later, the future raises it.
+        """
         self._early.clear()
         info = self._paho.publish(topic, payload, qos, retain)
-        self.hurry()
         if info.rc:
             raise Unavailable(f"not sent, the connection was lost (code {int(info.rc)})")
+        answer = self._loop.create_future()
         if info.mid in self._early:
-            return self._early.pop(info.mid)
-        answer = self._answers[info.mid] = asyncio.get_running_loop().create_future()
-        try:
-            await asyncio.wait((answer, self.away), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            raise Unavailable("the connection was lost while waiting for the acknowledgement")
-        finally:
-            del self._answers[info.mid]
+            answer.set_result(self._early.pop(info.mid))
+        else:
+            self._answers[info.mid] = answer
+        return answer
 
     async def subscribe(self, filters: Sequence[str], qos: int) -> list[int]:
         """Ask, and wait for the reason codes, one for each filter."""
@@ -120,7 +128,38 @@ class Line:
     def acknowledge(self, mid: int, qos: int) -> None:
         """Let the broker forget the message with this number."""
         self._paho.ack(mid, qos)
+
+    def take_over(self) -> None:
+        """Write at the end of this turn of the event loop what paho has to send by then.
+
+        aiomqtt has the event loop wake itself, then watch the socket, then write, for each packet:
+        with small messages a sixth of all work. To be called once connected.
+        """
+        self._paho.on_socket_register_write = self._on_queued
+        self._paho.on_socket_unregister_write = self._on_written
+
+    def _on_queued(self, client: Any, userdata: Any, line: Any) -> None:
+        self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        line = self._paho.socket()
+        if line is None:
+            return
+        try:
+            self._paho.loop_write()
+        except Exception as error:
+            if not self.client._disconnected.done():
+                self.client._disconnected.set_exception(error)
+            return
         self.hurry()
+        if self._paho.want_write() and not self._writing:
+            self._writing = True
+            self._loop.add_writer(line.fileno(), self._write)
+
+    def _on_written(self, client: Any, userdata: Any, line: Any) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(line.fileno())
 
     def cut(self) -> None:
         """End it from here; reading ends with an error."""
