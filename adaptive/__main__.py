@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from adaptive import config as configuration
+from adaptive.isolation import Lost
 from sensors.mqtt import Refused
 
 OUT, ERR = Console(), Console(stderr=True)
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("jax").setLevel(logging.WARNING)
     try:
         return args.command(args)
-    except ValueError as error:  # ConfigError, InputError: what the user handed in
+    except (ValueError, Lost) as error:  # ConfigError, InputError: what the user handed in
         complain(error)
         return 1
     except ExceptionGroup as group:
@@ -60,7 +61,7 @@ def complain(reason: object) -> None:
 
 def refusals(group: BaseExceptionGroup) -> list[str]:
     """What the far side refuses, if that is all that went wrong: then no bug is to be found."""
-    wrong, other = group.split((Refused, configuration.ConfigError))
+    wrong, other = group.split((Refused, configuration.ConfigError, Lost))
     if other or wrong is None:
         return []
     found: list[str] = []

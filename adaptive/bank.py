@@ -39,7 +39,7 @@ class Track:
     newest: float = -inf  # [s] time of the newest sample
     alarms: deque[Result] = field(default_factory=lambda: deque(maxlen=ALARMS_KEPT))
     level: int = MANDATORY
-    loss: np.ndarray | None = None  # of the model and its parts, as in `model.KINDS`
+    loss: np.ndarray | None = None  # of the model and its parts, as in `settings.KINDS`
 
     def seen(self, index: int, time: float) -> None:
         """Take note of an answer, and learn the feedback that came before it."""

@@ -107,7 +107,9 @@ class Engine:
             Whether it landed; a step that is not finite changes nothing.
         """
         if self.programs.learn is None:
-            raise RuntimeError("no gradient step was compiled: model.learn_every_samples is 0")
+            raise RuntimeError(
+                "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
+            )
         self.params, self.momenta, self.bank, report = self.programs.learn(
             self.params, self.momenta, self.bank, np.int32(stream)
         )

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -43,9 +44,8 @@ class Process:
             )
         self.line = Connection(ours.detach())
         self.engines = 0
-        self._asked: asyncio.Future | None = None
+        self._asked: deque[asyncio.Future] = deque()  # in the order of their answers
         self._listens: asyncio.AbstractEventLoop | None = None
-        self._owed = False  # an answer that nobody waits for any more
 
     def ask(self, number: int, name: str, *args: Any) -> Iterator[str]:
         """Call a method of an engine and wait.
@@ -60,8 +60,8 @@ class Process:
             Lost: The process is gone.
             RuntimeError: The method failed there.
         """
-        while self._owed:
-            self._owed = self._receive()[0] == "step"
+        while self._asked:  # answers that nobody waits for any more
+            self._answered()
         self._send(number, name, args)
         while True:
             kind, value = self._receive()
@@ -80,10 +80,9 @@ class Process:
         if self._listens is not loop:
             loop.add_reader(self.line.fileno(), self._answered)
             self._listens = loop
-        self._asked = loop.create_future()
         self._send(number, name, args)
-        self._owed = True
-        return await self._asked
+        self._asked.append(loop.create_future())
+        return await self._asked[-1]
 
     def close(self) -> None:
         """End it, and wait for that."""
@@ -109,19 +108,20 @@ class Process:
 
     def _answered(self) -> None:
         """Hand on the answer that has come."""
-        self._owed, value, problem = False, None, None
+        value = problem = None
         try:
             _, value = self._receive()
         except RuntimeError as error:
             problem = error
-            if isinstance(error, Lost) and self._listens:
+            if isinstance(error, Lost) and self._listens and not self._listens.is_closed():
                 self._listens.remove_reader(self.line.fileno())
-        if self._asked is None or self._asked.done():
+        asked = self._asked.popleft() if self._asked else None
+        if asked is None or asked.done():
             return
         if problem:
-            self._asked.set_exception(problem)
+            asked.set_exception(problem)
         else:
-            self._asked.set_result(value)
+            asked.set_result(value)
 
     def _lost(self) -> Lost:
         code = self.child.poll()

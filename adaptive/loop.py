@@ -175,10 +175,8 @@ class Loop:
         bank = track.bank
         track.rate.add(now)
         mandatory = bank.controller.arrive(track.number, sample.values, sample.filled)
-        spare = max(SPARE * track.deadline, SPARE_LEAST, LAG * self._lag)
-        spare = min(spare, SPARE_MOST * track.deadline)
-        deadline = now + track.deadline
-        bank.add(Waiting(track, sample, origin, now, deadline, deadline - spare, mandatory))
+        deadline, due = now + track.deadline, now + self._patience(track.deadline)
+        bank.add(Waiting(track, sample, origin, now, deadline, due, mandatory))
         self._watch()
         if len(bank.queue) > QUEUE:
             skipped = bank.queue.popleft()
@@ -206,7 +204,8 @@ class Loop:
         """Take the front of a bank's queue through the model."""
         clock = asyncio.get_running_loop().time
         before, head = clock(), bank.head()
-        slack = head.due - before if head else inf
+        # A sample of another stream may come during the call and have to wait for its end.
+        slack = min(head.due - before if head else inf, self._patience(self._shortest))
         decision = bank.governor.decide(slack, len(bank.queue), before)
         level, batch = decision.level, decision.batch
         if head and (level == MANDATORY or decision.probe):
@@ -229,6 +228,11 @@ class Loop:
         """Have a bank's engine do something while everything else goes on."""
         async with self.model:
             return await bank.controller.engine.beside(name, *args)
+
+    def _patience(self, deadline: float) -> float:
+        """How long a sample may wait for the model, of the time to its deadline [s]."""
+        spare = max(SPARE * deadline, SPARE_LEAST, LAG * self._lag)
+        return deadline - min(spare, SPARE_MOST * deadline)
 
     def _watch(self) -> None:
         """Set the timer to the next sample whose time will be up."""
@@ -285,7 +289,8 @@ class Loop:
             if stream is None:
                 continue
             track = self._members[id(bank), stream]
-            idle = self._shortest - bank.governor.predict(max(track.level, 0), 1)[1]
+            usual = bank.governor.predict(max(track.level, 0), 1)[1]
+            idle = self._patience(self._shortest) - usual
             if bank.governor.may_learn(idle, bank.learn_cost):
                 return track
         return None

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+REFUSED = 0x80  # reason codes from here on are failures, in both versions of MQTT
+BUSY = (0x88, 0x89, 0x93, 0x96, 0x97)  # of these, the ones that pass: busy, quota exceeded, ...
+
+
+class Refused(Exception):
+    """The broker answered, and its answer is no; only another configuration helps."""
+
 
 @dataclass(frozen=True)
 class Broker:
@@ -152,3 +159,9 @@ class Broker:
                 f"{self.key_file!r} must be PEM files that exist and belong together: {error}."
             ) from error
         return context
+
+
+def words(code: int) -> str:
+    """Say what a broker means by a reason code."""
+    names = {0x80: "unspecified error", 0x87: "not authorized", 0x8F: "topic filter invalid"}
+    return f"{names[code]} (0x{code:02x})" if code in names else f"code 0x{code:02x}"

@@ -14,21 +14,15 @@ from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from sensors.broker import Broker
+from sensors.broker import BUSY, REFUSED, Broker, Refused, words
 from sensors.line import Inbox, Line
 from sensors.line import Message as Message
 from sensors.sample import Unavailable
 
 log = logging.getLogger(__name__)
 
-REFUSED = 0x80  # reason codes from here on are failures, in both versions of MQTT
-BUSY = (0x88, 0x89, 0x93, 0x96, 0x97)  # of these, the ones that pass: busy, quota exceeded, ...
 HOLD = 30.0  # [s] that messages of a kept session wait for someone to subscribe
 CHECK = 1.0  # [s] that a connection has to last before back-off starts anew
-
-
-class Refused(Exception):
-    """The broker answered, and its answer is no; only another configuration helps."""
 
 
 class Subscription:
@@ -247,11 +241,11 @@ class Connection:
                 answer.cancel()  # of one that came too late nobody wants to know
         for (topic, _), code in zip(messages, codes, strict=True):
             if code in BUSY:
-                raise Unavailable(f"{topic}: the broker is overloaded, {_words(code)}.")
+                raise Unavailable(f"{topic}: the broker is overloaded, {words(code)}.")
             if code >= REFUSED:
                 self.counts["refused"] += 1
                 raise Refused(
-                    f"{topic}: the broker {where} refused the publication: {_words(code)}. Allow "
+                    f"{topic}: the broker {where} refused the publication: {words(code)}. Allow "
                     f"{self.broker.username or 'anonymous clients'} to write it, or change the "
                     "topic."
                 )
@@ -350,7 +344,7 @@ class Connection:
                 subscription.waiting.put_nowait(
                     Refused(
                         f"{name}: the broker {self.broker.host}:{self.broker.port} refused the "
-                        f"subscription: {_words(code)}. Allow "
+                        f"subscription: {words(code)}. Allow "
                         f"{self.broker.username or 'anonymous clients'} to read it, or change the "
                         "topic."
                     )
@@ -423,8 +417,3 @@ def _check_qos(qos: int) -> None:
         raise ValueError(
             f"qos must be 0 or 1, got {qos}. Two has no use here: samples carry sequence numbers."
         )
-
-
-def _words(code: int) -> str:
-    names = {0x80: "unspecified error", 0x87: "not authorized", 0x8F: "topic filter invalid"}
-    return f"{names[code]} (0x{code:02x})" if code in names else f"code 0x{code:02x}"

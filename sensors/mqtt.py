@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from sensors import wire
 from sensors.broker import Broker as Broker
+from sensors.broker import Refused as Refused
 from sensors.connection import Connection as Connection
 from sensors.connection import Message as Message
-from sensors.connection import Refused as Refused
 from sensors.connection import Subscription as Subscription
 from sensors.sample import Item, Rejected, Sample, Stream
 

@@ -13,6 +13,7 @@ from adaptive import checkpoint, config
 from adaptive.agent import Agent
 from adaptive.config import ConfigError
 from adaptive.controller import Controller
+from adaptive.engine import Engine
 from adaptive.sinks import JsonLinesSink, ListSink
 from sensors import wire
 from sensors.sample import Sample
@@ -25,7 +26,7 @@ ROWS = 1200
 @pytest.fixture(scope="module")
 def compiled():
     controller = Controller(1, 2, config.table(config.Model, SMALL, "small"))
-    assert list(controller.warm_up())[-1] == "learn"
+    assert list(controller.engine.warm_up())[-1] == "learn"
     return controller
 
 
@@ -34,10 +35,10 @@ def programs(compiled, monkeypatch):
     """Nothing compiles twice."""
 
     def warm_up(self, levels=None, learn=True):
-        self.take_programs(compiled)
+        self.take_programs(compiled.engine)
         return iter(())
 
-    monkeypatch.setattr(Controller, "warm_up", warm_up)
+    monkeypatch.setattr(Engine, "warm_up", warm_up)
 
 
 def signal():
@@ -57,7 +58,7 @@ def settings(path, checkpoint="", model=None, **source):
     entry = {"kind": "file", "path": str(path), "stream": "s", "speed": 1.0, "deadline_ms": 1e4}
     return config.parse(
         {
-            "agent": {"checkpoint_path": str(checkpoint)},
+            "agent": {"checkpoint_path": str(checkpoint), "isolation": "none"},
             "model": SMALL | {"learn_every_samples": 16} | (model or {}),
             "source": [entry | source],
             "sink": [],
@@ -158,8 +159,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, virtual_time):
 @pytest.mark.slow
 def test_streams_in_another_order_do_not_get_each_others_memory(tmp_path, monkeypatch):
     # A bank numbers its streams in the order of the configuration.
-    monkeypatch.setattr(Controller, "warm_up", lambda self: iter(()))
-    monkeypatch.setattr(Controller, "costs", lambda self: [{1: 0.001}] * len(self.levels))
+    monkeypatch.setattr(Engine, "warm_up", lambda self, levels=None: iter(()))
+    monkeypatch.setattr(Engine, "costs", lambda self: [{1: 0.001}] * len(self.programs.levels))
     made = settings(recording(tmp_path), tmp_path / "agent.safetensors")
     two = made._replace(feeds=(made.feeds[0], settings(recording(tmp_path), stream="t").feeds[0]))
     agent = Agent(two)

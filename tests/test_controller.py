@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from adaptive.controller import MANDATORY, Controller
-from adaptive.programs import BLOCK
-from adaptive.settings import LADDER, Alarms, Model
+from adaptive.engine import Engine
+from adaptive.settings import BLOCK, LADDER, Alarms, Model
 
 # As in test_model.py, so that the programs are compiled once.
 SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
@@ -16,7 +16,7 @@ STREAMS, CHANNELS, FULL = 2, 2, 2
 @pytest.fixture(scope="module")
 def programs():
     controller = Controller(STREAMS, CHANNELS, SETTINGS)
-    names = list(controller.warm_up())
+    names = list(controller.engine.warm_up())
     assert names == [*(level.name for level in controller.levels), "learn"]
     return controller
 
@@ -25,7 +25,7 @@ def programs():
 def fresh(programs):
     def make():
         controller = Controller(STREAMS, CHANNELS, SETTINGS)
-        controller.take_programs(programs)
+        controller.engine.take_programs(programs.engine)
         return controller
 
     return make
@@ -152,8 +152,8 @@ def test_costs_are_measured_without_learning_anything(fresh):
     controller = fresh()
     lived(controller, some(40))
     before = controller.snapshot()
-    costs = controller.costs()
-    assert controller.learn_cost() > 0
+    costs = controller.engine.costs()
+    assert controller.engine.learn_cost() > 0
     assert [sorted(cost) for cost in costs] == [[1, 8, BLOCK]] * len(controller.levels)
     assert all(seconds > 0 for cost in costs for seconds in cost.values())
     after = controller.snapshot()
@@ -232,16 +232,14 @@ def test_a_step_is_due_for_the_stream_that_has_waited_longest(fresh):
 
 def test_learning_without_its_program_says_so():
     controller = Controller(1, 1, SETTINGS)
-    assert controller.learn_cost() == 0.0
-    controller.due = [1000]
-    assert controller.learning_due() is None
+    assert controller.engine.learn_cost() == 0.0
     with pytest.raises(RuntimeError, match="warm_up"):
         controller.learn(0)
 
 
 def test_programs_of_another_shape_are_refused(programs):
     with pytest.raises(ValueError, match="programs are of"):
-        Controller(1, CHANNELS, SETTINGS).take_programs(programs)
+        Engine(1, CHANNELS, SETTINGS).take_programs(programs.engine)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from adaptive import experts, ring
+from adaptive import experts, ring, settings
 
 HORIZON, CHANNELS, SCALE = 3, 2, 1.5
 
@@ -207,6 +207,6 @@ def test_a_trunk_that_has_seen_nothing_forecasts_persistence_or_the_season():
     got = jax.jit(experts.forecast)(
         experts.init(CHANNELS, HORIZON), window, season, jnp.ones(CHANNELS, jnp.float32)
     )
-    for number, name in enumerate(experts.NAMES):
+    for number, name in enumerate(settings.EXPERTS):
         wanted = season if name == "seasonal" else np.tile(window[-1], (HORIZON, 1))
         np.testing.assert_allclose(got[number], wanted, atol=1e-6)

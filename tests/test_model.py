@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import model
+from adaptive import model, settings
 from adaptive.controller import Controller
 from adaptive.settings import Model
 
@@ -15,7 +15,7 @@ CHANNELS, FULL = 2, 2
 def programs():
     controller = Controller(2, CHANNELS, SETTINGS)
     assert [level.name for level in controller.levels] == ["trunk", "recall-512", "full"]
-    for _ in controller.warm_up():
+    for _ in controller.engine.warm_up():
         pass
     return controller
 
@@ -24,13 +24,13 @@ def programs():
 def fresh(programs):
     """Makes controllers that have seen nothing, with an encoder that has something to say."""
     rng = np.random.default_rng(9)
-    head = rng.normal(0, 0.3, programs.params.encoder.head.shape)
+    head = rng.normal(0, 0.3, programs.engine.params.encoder.head.shape)
 
     def make():
         controller = Controller(2, CHANNELS, SETTINGS)
-        controller.take_programs(programs)
-        encoder = controller.params.encoder._replace(head=jnp.asarray(head, jnp.float32))
-        controller.params = controller.params._replace(encoder=encoder)
+        controller.engine.take_programs(programs.engine)
+        encoder = controller.engine.params.encoder._replace(head=jnp.asarray(head, jnp.float32))
+        controller.engine.params = controller.engine.params._replace(encoder=encoder)
         return controller
 
     return make
@@ -67,7 +67,7 @@ def flat(estimate):
 
 def all_finite(controller, estimates):
     assert all(np.isfinite(flat(estimate)).all() for estimate in estimates)
-    leaves = jax.tree.leaves(controller.bank)
+    leaves = jax.tree.leaves(controller.engine.bank)
     return all(np.isfinite(leaf).all() for leaf in leaves)
 
 
@@ -91,7 +91,8 @@ def test_a_call_with_many_samples_equals_as_many_calls_bit_by_bit(fresh):
     one, many = fresh(), fresh()
     for a, b in zip(answers(one, values, sizes=1), answers(many, values, sizes=32), strict=True):
         np.testing.assert_array_equal(flat(a), flat(b))
-    for a, b in zip(jax.tree.leaves(one.bank), jax.tree.leaves(many.bank), strict=True):
+    pairs = zip(*(jax.tree.leaves(c.engine.bank) for c in (one, many)), strict=True)
+    for a, b in pairs:
         np.testing.assert_array_equal(a, b)
 
 
@@ -126,7 +127,7 @@ def test_huge_and_tiny_scales_stay_finite(fresh, scale):
     controller = fresh()
     with np.errstate(over="ignore"):  # forecasts are float32
         estimates = answers(controller, values)
-    leaves = jax.tree.leaves(controller.bank)
+    leaves = jax.tree.leaves(controller.engine.bank)
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     for e in estimates:
         assert np.isfinite([e.relative, e.p_value]).all()
@@ -155,7 +156,7 @@ def test_recall_foresees_what_no_linear_forecaster_does_and_is_served(fresh):
     patterns = rng.normal(size=(3, 40, CHANNELS))
     values = np.concatenate([patterns[k] for k in rng.integers(0, 3, 40)])
     loss = answers(fresh(), values, levels=1)[-1].loss
-    kinds = dict(zip(model.KINDS, loss.tolist(), strict=True))
+    kinds = dict(zip(settings.KINDS, loss.tolist(), strict=True))
     assert kinds["recall"] < 0.8 * kinds["trunk"]
     assert kinds["served"] < 0.9 * kinds["trunk"]
     assert kinds["served"] < 1.02 * min(kinds[name] for name in kinds)
@@ -167,9 +168,9 @@ def test_changes_of_level_leave_the_cache_as_if_always_at_full(fresh):
     changing, still = fresh(), fresh()
     assert all_finite(changing, answers(changing, values, levels))
     answers(still, values)
-    for got, wanted in zip(changing.bank.cache, still.bank.cache, strict=True):
+    for got, wanted in zip(changing.engine.bank.cache, still.engine.bank.cache, strict=True):
         np.testing.assert_allclose(got.rows[0], wanted.rows[0], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(changing.bank.values.rows, still.bank.values.rows)
+    np.testing.assert_array_equal(changing.engine.bank.values.rows, still.engine.bank.values.rows)
 
 
 def moments_of(a, b, r):

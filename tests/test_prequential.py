@@ -14,7 +14,7 @@ ROWS, DUE = 260, SETTINGS.learn_every_samples
 @pytest.fixture(scope="module")
 def programs():
     controller = Controller(1, 1, SETTINGS)
-    for _ in controller.warm_up():
+    for _ in controller.engine.warm_up():
         pass
     return controller
 
@@ -23,7 +23,7 @@ def programs():
 def fresh(programs):
     def make():
         controller = Controller(1, 1, SETTINGS, Alarms(alarms_per_day=1000.0))
-        controller.take_programs(programs)
+        controller.engine.take_programs(programs.engine)
         return controller
 
     return make

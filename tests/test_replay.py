@@ -10,7 +10,7 @@ import pytest
 
 from adaptive import replay
 from adaptive.__main__ import main
-from adaptive.controller import Controller
+from adaptive.engine import Engine
 
 ROWS = 130
 SMALL = """
@@ -51,7 +51,7 @@ def table(path, values, times=None, names=("value",), missing=()):
 @pytest.fixture(scope="module", autouse=True)
 def programs():
     """Compile each program once for all commands of this file."""
-    compiled, plain = {}, Controller.warm_up
+    compiled, plain = {}, Engine.warm_up
 
     def warm_up(self, levels=None):
         key = self.programs.form, None if levels is None else tuple(levels)
@@ -62,7 +62,7 @@ def programs():
             self.take_programs(compiled[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Controller, "warm_up", warm_up)
+        patch.setattr(Engine, "warm_up", warm_up)
         yield
 
 
@@ -248,8 +248,8 @@ def shown(monkeypatch):
         answered.append(time)
         return settle(self, estimate, time, values)
 
-    monkeypatch.setattr(Controller, "label", listening)
-    monkeypatch.setattr(Controller, "settle", counting)
+    monkeypatch.setattr(Engine, "label", listening)
+    monkeypatch.setattr(Engine, "settle", counting)
     return heard
 
 

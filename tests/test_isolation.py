@@ -1,0 +1,154 @@
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from adaptive.engine import Engine
+from adaptive.frames import decode, encode
+from adaptive.isolation import Lost, Process, Remote
+from adaptive.settings import Model
+
+# As in test_model.py, so that the programs are on disk already.
+SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
+CHANNELS, FULL = 2, 2
+
+
+@pytest.fixture(scope="module")
+def process():
+    process = Process()
+    yield process
+    process.close()
+    assert process.child.returncode == 0
+
+
+def blocks(count):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        block = np.ones((32, 1 + 2 * CHANNELS), np.float32)
+        block[:, 0], block[:, 1 : 1 + CHANNELS] = 0, rng.normal(size=(32, CHANNELS))
+        yield block
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        None,
+        [1, "two", 3.0, {"four": b"5"}],
+        np.arange(6.0).reshape(2, 3),
+        np.array(7, np.int8),
+        np.zeros((0, 4), np.float32),
+        {"a": np.array([True, False]), "b": np.array([np.nan, np.inf])},
+    ],
+)
+def test_what_is_sent_comes_out_as_it_was(thing):
+    got = decode(encode(thing))
+    np.testing.assert_equal(got, thing)
+    if isinstance(thing, np.ndarray):
+        assert (got.dtype, got.shape) == (thing.dtype, thing.shape)
+
+
+def test_what_cannot_be_sent_is_refused():
+    with pytest.raises(TypeError, match="cannot be sent"):
+        encode(object())
+
+
+@pytest.mark.slow
+def test_an_engine_in_another_process_does_what_one_here_does(process):
+    here, there = Engine(1, CHANNELS, SETTINGS), Remote(process, 1, CHANNELS, SETTINGS)
+    assert list(here.warm_up()) == list(there.warm_up())
+    assert here.outputs() == there.outputs()
+    assert [list(cost) for cost in there.costs()] == [[1, 8, 32]] * 3
+    assert there.learn_cost() > 0
+
+    async def main():
+        for n, block in enumerate(blocks(6)):
+            level = min(n, FULL)
+            got = await there.beside("run", level, block, 32)
+            np.testing.assert_array_equal(got, here.run(level, block, 32))
+            assert await there.beside("learn", 0) == here.learn(0)
+
+    asyncio.run(main())
+    # The same state, and it can be taken back and forth.
+    one, other = here.arrays(), there.arrays()
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+    again = Remote(process, 1, CHANNELS, SETTINGS)
+    list(again.warm_up())
+    again.load(one)
+    (block,) = blocks(1)
+    np.testing.assert_array_equal(again.run(0, block, 5), here.run(0, block, 5))
+
+
+@pytest.mark.slow
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(process):
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+    list(engine.warm_up())
+    first, second = blocks(2)
+    twin = Engine(1, CHANNELS, SETTINGS)
+    list(twin.warm_up())
+    twin.run(0, first, 32)
+
+    async def main():
+        asking = asyncio.create_task(engine.beside("run", 0, first, 32))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        # Read without waiting in the event loop, as a last checkpoint is.
+        assert engine.run(0, second, 7).shape[0] == 7
+        asking = asyncio.create_task(engine.beside("run", 0, first, 32))
+        await asyncio.sleep(0)
+        asking.cancel()
+        return await engine.beside("run", 0, second, 3)
+
+    got = asyncio.run(main())
+    twin.run(0, second, 7)
+    twin.run(0, first, 32)
+    np.testing.assert_array_equal(got, twin.run(0, second, 3))
+
+
+@pytest.mark.slow
+def test_what_fails_there_is_told_here_and_it_goes_on(process):
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+
+    async def main():
+        with pytest.raises(RuntimeError, match="KeyError"):  # not compiled
+            await engine.beside("run", 0, np.zeros((32, 5), np.float32), 1)
+
+    asyncio.run(main())
+    with pytest.raises(RuntimeError, match="warm_up"):
+        engine.learn(0)
+    assert engine.outputs()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_missed_at_once():
+    process = Process()
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+
+    async def main():
+        waiting = asyncio.create_task(engine.beside("costs"))  # nothing is compiled: it fails
+        with pytest.raises(RuntimeError):
+            await waiting
+        os.kill(process.child.pid, signal.SIGKILL)
+        with pytest.raises(Lost, match="ended with code -9|closed its socket"):
+            await asyncio.wait_for(engine.beside("learn", 0), 10.0)
+
+    asyncio.run(main())
+    with pytest.raises(Lost):
+        engine.arrays()
+    process.close()
+    assert process.child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_the_process_ends_with_the_one_that_started_it():
+    process = Process()
+    Remote(process, 1, CHANNELS, SETTINGS)
+    os.kill(process.child.pid, signal.SIGINT)  # Ctrl-C reaches both; only the agent heeds it
+    os.kill(process.child.pid, signal.SIGTERM)
+    process.line.close()
+    assert process.child.wait(30.0) == 0
