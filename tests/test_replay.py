@@ -10,6 +10,8 @@ import pytest
 
 from adaptive import replay
 from adaptive.__main__ import main
+from adaptive.controller import Controller
+from adaptive.controller import Controller
 from adaptive.engine import Engine
 
 ROWS = 130

@@ -1,0 +1,197 @@
+"""Measures the quality of answers on recordings: forecasts, anomalies, events.
+
+    python tests/benchmarks/quality.py DATA SCORERS --save OUT [--only forecast,nab,...]
+
+DATA holds the public data sets by folder (ett, nab, skab, smd, asd, smap_msl, ucr, ecg); what is
+not there is left out. SCORERS holds the scorers (score_forecast.py, score_nab.py, ...). Each
+recording is taken through `adaptive replay` once, with the default configuration, two commands at
+a time; then the scorers are run and one table is printed. What has been replayed into OUT already
+is not replayed again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from sensors.recordings import read
+
+STEPS = ("1", "24", "48", "96")
+RECORDS = ("106", "116", "119", "208", "223")
+UNTIL, DELAY = 300.0, 10.0  # [s] labels of the first five minutes, each known so much later
+VENTRICULAR, NORMAL = ("V", "E"), ("N", "L", "R", "A", "a", "J", "S", "e", "j")
+GROUPS = ("skab", "smd", "asd", "smap_msl", "ucr", "sed", "svdb")
+
+
+def table(path: Path, delimiter: str, first: int, last: int, label: int) -> dict[str, np.ndarray]:
+    """Columns `first` to `last` of a table as values, column `label` as labels."""
+    rows = np.genfromtxt(path, delimiter=delimiter, skip_header=1)
+    return {"values": rows[:, first:last], "label": rows[:, label]}
+
+
+def anomalies(data: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Every labelled series by group/name: `values` and `label` of its last rows."""
+    found = {}
+    for path in sorted((data / "skab/valve1").glob("*.csv")):
+        found[f"skab/{path.stem}"] = table(path, ";", 1, 9, 9)
+    for group in ("smd", "asd", "smap_msl"):
+        for path in sorted((data / group).glob("*.npz")):
+            one = np.load(path)
+            values = np.concatenate((one["train"], one["test"]))
+            found[f"{group}/{path.stem}"] = {"values": values, "label": one["test_label"]}
+    for path in sorted((data / "ucr").glob("*_UCR_*.txt")):
+        values = np.loadtxt(path).reshape(-1, 1)
+        first, last = map(int, path.stem.split("_")[-2:])
+        label = np.zeros(len(values))
+        label[first - 1 : last] = 1
+        found[f"ucr/{path.stem}"] = {"values": values, "label": label}
+    for name, path in (("sed", "ucr/SED_engine_disk"), ("svdb", "ecg/svdb_805_premature")):
+        if (data / f"{path}.csv.gz").exists():
+            found[f"{name}/{path.split('/')[1]}"] = table(data / f"{path}.csv.gz", ",", 0, 1, 1)
+    return found
+
+
+def beats(record: Path) -> str:
+    """A recording's annotations as the labels of an operator: ventricular beats, and others."""
+    found = read(record)
+    said = [
+        f"{at:.3f},{int(symbol in VENTRICULAR)}"
+        for at, symbol in ((event[0], event[1]) for event in found.events)
+        if symbol in VENTRICULAR + NORMAL
+    ]
+    return "\n".join(["time,label", *said]) + "\n"
+
+
+def jobs(data: Path, out: Path, only: set[str]) -> list[tuple[Path, list[str]]]:
+    """What to replay: where its results go, and the arguments."""
+    found = []
+    for name in ("ETTh1", "ETTm1"):
+        path = data / f"ett/{name}.csv.gz"
+        if "forecast" in only and path.exists():
+            found.append((out / f"forecast-{name}", [str(path), "--horizon", "96"]))
+    if "nab" in only and (data / "nab/data").is_dir():
+        found.append((out / "nab", [str(data / "nab/data")]))
+    if "anomaly" in only:
+        for name, arrays in anomalies(data).items():
+            path = out / "inputs" / f"{name}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **arrays)
+        there = [out / "inputs" / group for group in GROUPS]
+        found += [(out / path.name, [str(path)]) for path in there if path.is_dir()]
+    for record in RECORDS:
+        path = data / f"ecg/mitdb/{record}"
+        if not path.with_suffix(".dat").exists():
+            continue
+        if "event" in only:
+            found.append((out / f"plain-{record}", [str(path)]))
+        if "label" in only:
+            labels = out / "inputs" / f"{record}.csv"
+            labels.parent.mkdir(parents=True, exist_ok=True)
+            labels.write_text(beats(path))
+            known = ("--labels", str(labels), "--label-until", str(UNTIL))
+            found.append((out / f"told-{record}", [str(path), *known, "--label-delay", str(DELAY)]))
+    return found
+
+
+def replay(job: tuple[Path, list[str]]) -> None:
+    """Replay one job, unless its results are there."""
+    folder, arguments = job
+    done = folder / "done"
+    if done.exists():
+        return
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "adaptive", "replay", *arguments, "--save", str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{ended.stderr}")
+    done.touch()
+    print(f"{folder.name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+
+
+def score(scorers: Path, out: Path, name: str, *arguments: object) -> dict:
+    """Run a scorer; return all its numbers."""
+    target = out / "scored.json"
+    command = [sys.executable, str(scorers / name), *map(str, arguments), "--json", str(target)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{ended.stdout}{ended.stderr}")
+    return json.loads(target.read_text())
+
+
+def pairs(out: Path, name: str, lines: list[str]) -> Path:
+    """A file of results and their labels, for a scorer."""
+    path = out / f"{name}.pairs"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def report(data: Path, scorers: Path, out: Path) -> list[tuple[str, str]]:
+    """Score what has been replayed; what it is, and the numbers."""
+    lines: list[tuple[str, str]] = []
+    for name, protocol in (("ETTh1", "etth"), ("ETTm1", "ettm")):
+        if (out / f"forecast-{name}" / "done").exists():
+            (result,) = (out / f"forecast-{name}").glob("*.npz")
+            found = score(scorers, out, "score_forecast.py", result, "--protocol", protocol)
+            mse = " / ".join(f"{found['horizons'][step]['mse']:.4f}" for step in STEPS)
+            lines.append((f"{name}, MSE at {'/'.join(STEPS)}", mse))
+    if (out / "nab" / "done").exists():
+        found = score(scorers, out, "score_nab.py", out / "nab", "--nab", data / "nab")
+        text = " / ".join(f"{profile['score']:.1f}" for profile in found.values())
+        lines.append((f"NAB, {' / '.join(found)}", text))
+    every: list[str] = []
+    for group in GROUPS:
+        if (out / group / "done").exists():
+            some = [
+                f"{path},{out / 'inputs' / group / path.name}"
+                for path in sorted((out / group).glob("*.npz"))
+            ]
+            every += some
+            chosen = pairs(out, group, some)
+            found = score(scorers, out, "score_anomaly.py", "--pairs", chosen, "--tail")
+            lines.append((f"{group} ({len(some)}), VUS-PR", f"{found['mean']['vus_pr']:.3f}"))
+    if every:
+        found = score(
+            scorers, out, "score_anomaly.py", "--pairs", pairs(out, "all", every), "--tail"
+        )
+        pooled = found["one threshold"]["auc_pr"]
+        lines.append((f"one threshold over {len(every)}, average precision", f"{pooled:.3f}"))
+    for kind, what in (("plain", "without labels"), ("told", f"labels up to {UNTIL:.0f} s")):
+        some = [
+            f"{next((out / f'{kind}-{n}').glob('*.npz'))},{data / 'ecg/mitdb' / n}"
+            for n in RECORDS
+            if (out / f"{kind}-{n}" / "done").exists()
+        ]
+        if some:
+            ventricular = ("--symbols", "V,E", "--ignore", "F,Q,/,f", "--from", UNTIL)
+            chosen = pairs(out, kind, some)
+            found = score(scorers, out, "score_events.py", "--pairs", chosen, *ventricular)
+            for path, one in [*found["results"].items(), ("gross", found.get("gross", {}))]:
+                if one:
+                    numbers = {k: v for k, v in one.items() if isinstance(v, float)}
+                    text = ", ".join(f"{k} {v:.3f}" for k, v in numbers.items())
+                    lines.append((f"{what}: {Path(path).stem}", text))
+    return lines
+
+
+def main() -> None:
+    """Read the options, replay and score."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("scorers", type=Path)
+    parser.add_argument("--save", type=Path, required=True)
+    parser.add_argument("--only", default="forecast,nab,anomaly,event,label")
+    args = parser.parse_args()
+    args.save.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(replay, jobs(args.data, args.save, set(args.only.split(",")))))
+    for name, text in report(args.data, args.scorers, args.save):
+        print(f"{name:45} {text}")
+
+
+if __name__ == "__main__":
+    main()
