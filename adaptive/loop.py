@@ -224,7 +224,7 @@ class Loop:
         after = clock()
         estimates = bank.controller.finish(call, packed)
         bank.governor.observe(level, len(estimates), after - before, after)
-        # Waiting for the model until there is no more time would be in vain, and makes answers late.
+        # Waiting for it until there is no more time would be in vain, and makes answers late.
         usual, _ = bank.governor.predict(0, 1)
         bank.hopeless = usual > HOPELESS * self._patience(self._shortest)
         for waiting, estimate in zip(bank.taken, estimates, strict=True):

@@ -11,7 +11,6 @@ import pytest
 from adaptive import replay
 from adaptive.__main__ import main
 from adaptive.controller import Controller
-from adaptive.controller import Controller
 from adaptive.engine import Engine
 
 ROWS = 130
@@ -250,8 +249,8 @@ def shown(monkeypatch):
         answered.append(time)
         return settle(self, estimate, time, values)
 
-    monkeypatch.setattr(Engine, "label", listening)
-    monkeypatch.setattr(Engine, "settle", counting)
+    monkeypatch.setattr(Controller, "label", listening)
+    monkeypatch.setattr(Controller, "settle", counting)
     return heard
 
 
