@@ -3,7 +3,8 @@
 Five experts forecast every channel at every step of the horizon: persistence, seasonal
 persistence, two recursive-least-squares (RLS) forecasters shared by all channels with a long and a
 short memory, and one RLS forecaster for each channel of its own. All see differences to the newest
-value in units of the running standard deviation, so none depends on level or scale.
+value in units of the running standard deviation, so none depends on level or scale. How far back
+the first looks grows with the horizon.
 
 Feedback is delayed by nature: step h of a forecast is judged h samples later. RLS is exact under
 that delay and uses every step as soon as its truth is there: the gain of a regressor depends on
@@ -16,6 +17,7 @@ References:
     the losses are discounted and scaled by their mean, so that no learning rate has a unit.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,9 +29,7 @@ from jaxtyping import Array, Float, Int
 from adaptive import ring
 from adaptive.settings import EXPERTS
 
-SHARED_LAGS, OWN_LAGS = 96, 24  # [samples]
-SHARED_FORGETTING = (0.9999, 0.998)
-OWN_FORGETTING = 0.9995
+LEAST_LAGS, LAGS_A_STEP, MOST_LAGS = 96, 4, 336  # [samples] that the long memory looks back
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
 COVARIANCE_CAP = 100.0  # mean of the diagonal; without excitation forgetting would blow it up
 JITTER = 1e-5  # of the inner matrix, relative: float32 must not make it indefinite
@@ -45,11 +45,25 @@ class Regression(NamedTuple):
     pairs: ring.Ring | ring.View  # (groups, 2, rows, lags) regressors and gains to be matured
 
 
-class State(NamedTuple):
-    """What the trunk remembers of one stream."""
+class Family(NamedTuple):
+    """What is the same for all regressions of a kind."""
 
-    shared: Regression
-    own: Regression
+    lags: int  # [samples]
+    forgetting: float
+    shared: bool  # one regression for all channels, or one for each
+
+
+State = tuple[Regression, ...]  # what the trunk remembers of one stream, one for each family
+
+
+def families(horizon: int) -> tuple[Family, ...]:
+    """The regressions, in the order of `EXPERTS`; the first has the most lags."""
+    reach = min(max(LEAST_LAGS, LAGS_A_STEP * horizon), MOST_LAGS)
+    return (
+        Family(reach, 0.99995, shared=True),
+        Family(LEAST_LAGS, 0.998, shared=True),
+        Family(24, 0.9995, shared=False),
+    )
 
 
 def regression(groups: int, rows: int, lags: int, horizon: int) -> Regression:
@@ -63,9 +77,11 @@ def regression(groups: int, rows: int, lags: int, horizon: int) -> Regression:
 
 def init(channels: int, horizon: int) -> State:
     """A trunk that has seen nothing."""
-    return State(
-        regression(len(SHARED_FORGETTING), channels, SHARED_LAGS, horizon),
-        regression(channels, 1, OWN_LAGS, horizon),
+    return tuple(
+        regression(1, channels, family.lags, horizon)
+        if family.shared
+        else regression(channels, 1, family.lags, horizon)
+        for family in families(horizon)
     )
 
 
@@ -98,7 +114,9 @@ def gain(
     inner = projected @ regressors.T
     noise = forgetting + JITTER * jnp.trace(inner) / rows
     inner = inner + noise * jnp.eye(rows)
-    gains = projected / inner if rows == 1 else cho_solve(cho_factor(inner), projected)
+    # Of the small inverse: LAPACK would take threads to solve for so many columns, and spin.
+    inverse = 1 / inner if rows == 1 else cho_solve(cho_factor(inner), jnp.eye(rows))
+    gains = inverse @ projected
     covariance = (covariance - projected.T @ gains) / forgetting
     covariance = 0.5 * (covariance + covariance.T)
     sound = jnp.isfinite(gains).all() & (jnp.min(jnp.diagonal(covariance)) > 0)
@@ -124,10 +142,12 @@ def learn(
         The regression with new weights.
     """
     horizon = change.shape[0]
-    pairs = ring.last(state.pairs, count - 1, horizon)[::-1]  # row h - 1 is of sample count - h
+    # Oldest first, so of the last step first: turning the small arrays is cheaper than the pairs.
+    pairs = ring.last(state.pairs, count - 1, horizon)
     regressors, gains = pairs[:, :, 0], pairs[:, :, 1]  # (horizon, groups, rows, lags)
-    error = change - jnp.einsum("hgrl,glh->hgr", regressors, state.weights)
-    step = jnp.einsum("hgrl,hgr->glh", gains, error * seen)
+    foreseen = jnp.einsum("hgrl,glh->hgr", regressors, state.weights[..., ::-1])
+    error = (change[::-1] - foreseen) * seen[::-1]
+    step = jnp.einsum("hgrl,hgr->glh", gains, error)[..., ::-1]
     return state._replace(weights=state.weights + step)
 
 
@@ -135,23 +155,23 @@ def observe(
     state: Regression,
     count: Int[Array, ""],
     regressors: Float[Array, "groups rows lags"],
-    forgetting: Float[Array, " groups"],
+    forgetting: float,
 ) -> Regression:
     """Take in the regressors of the newest moment, whose truth is yet to come."""
-    covariance, gains = jax.vmap(gain)(state.covariance, regressors, forgetting)
+    one = partial(gain, forgetting=jnp.float32(forgetting))
+    covariance, gains = jax.vmap(one)(state.covariance, regressors)
     pairs = ring.push(state.pairs, count, jnp.stack((regressors, gains), axis=1))
     return state._replace(covariance=covariance, pairs=pairs)
 
 
 def regressors_of(
-    window: Float[Array, "lags channels"], scale: Float[Array, " channels"]
-) -> tuple[Float[Array, "groups channels lags"], Float[Array, "channels 1 own_lags"]]:
-    """Make the regressors of both regressions from the newest values, oldest first."""
-    change = jnp.clip((window - window[-1]) / scale, -CLIP, CLIP)
+    window: Float[Array, "most channels"], scale: Float[Array, " channels"], family: Family
+) -> Float[Array, "groups rows lags"]:
+    """Make the regressors of a family from the newest values, oldest first."""
+    change = jnp.clip((window[-family.lags :] - window[-1]) / scale, -CLIP, CLIP)
     # The newest difference is zero by definition; its place holds the bias.
     change = change.at[-1].set(1.0).T  # (channels, lags)
-    shared = jnp.broadcast_to(change, (len(SHARED_FORGETTING), *change.shape))
-    return shared, change[:, None, -OWN_LAGS:]
+    return change[None] if family.shared else change[:, None]
 
 
 def forecast(
@@ -164,19 +184,20 @@ def forecast(
 
     Args:
         state: The trunk.
-        window: The newest `SHARED_LAGS` values, oldest first.
+        window: The newest values, as many as the first family has lags, oldest first.
         season: The values one season before each step of the horizon.
         scale: The running standard deviation.
 
     Returns:
         The forecasts, in the units of the values, in the order of `EXPERTS`.
     """
-    shared, own = regressors_of(window, scale)
-    by_shared = jnp.einsum("gcl,glh->ghc", shared, state.shared.weights)
-    by_own = jnp.einsum("crl,clh->hc", own, state.own.weights)
-    change = jnp.concatenate((by_shared, by_own[None])) * scale
-    still = jnp.zeros_like(season)
-    return jnp.concatenate((still[None], (season - window[-1])[None], change)) + window[-1]
+    horizon, channels = season.shape
+    changes = [jnp.zeros_like(season), season - window[-1]]
+    for one, family in zip(state, families(horizon), strict=True):
+        rows = regressors_of(window, scale, family)
+        change = jnp.einsum("grl,glh->hgr", rows, one.weights)
+        changes.append(change.reshape(horizon, channels) * scale)
+    return jnp.stack(changes) + window[-1]
 
 
 def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "..."]:
@@ -223,7 +244,7 @@ def step(
     Args:
         state: The trunk.
         count: Number of the newest sample.
-        window: The newest `SHARED_LAGS` values, oldest first.
+        window: The newest values, as many as the first family has lags, oldest first.
         scale: The running standard deviation.
         past: By row h - 1 the value h samples ago.
         known: 1 where the newest value and the one h samples ago were both measured.
@@ -232,18 +253,14 @@ def step(
         The trunk.
     """
     change = jnp.clip((window[-1] - past) / scale, -CLIP, CLIP)
-    horizon, channels = change.shape
-    of_shared = (horizon, len(SHARED_FORGETTING), channels)
-    shared_rows, own_rows = regressors_of(window, scale)
-    shared = observe(state.shared, count, shared_rows, jnp.asarray(SHARED_FORGETTING, jnp.float32))
-    own = observe(state.own, count, own_rows, jnp.full(channels, OWN_FORGETTING, jnp.float32))
-    shared = learn(
-        shared,
-        count,
-        jnp.broadcast_to(change[:, None], of_shared),
-        jnp.broadcast_to(known[:, None], of_shared),
-    )
-    return State(shared, learn(own, count, change[:, :, None], known[:, :, None]))
+    horizon = change.shape[0]
+    moved = []
+    for one, family in zip(state, families(horizon), strict=True):
+        rows = regressors_of(window, scale, family)
+        one = observe(one, count, rows, family.forgetting)
+        of_rows = (horizon, *rows.shape[:2])
+        moved.append(learn(one, count, change.reshape(of_rows), known.reshape(of_rows)))
+    return tuple(moved)
 
 
 def seasonal_lag(distance: Float[Array, " lags"], known: Float[Array, " lags"]) -> Int[Array, ""]:

@@ -284,9 +284,10 @@ def step(
     memory = recall.remember(state.memory, count, left)
     memory = recall.compare(memory, then, then_seen, x, seen, scale)
 
-    window = ring.last(values, count, experts.SHARED_LAGS)
+    reach = experts.families(horizon)[0].lags
+    window = ring.last(values, count, reach)
     # Before the first sample the ring is empty: hold the first value instead of zero.
-    rows = jnp.arange(experts.SHARED_LAGS - 1, -1, -1)[:, None]
+    rows = jnp.arange(reach - 1, -1, -1)[:, None]
     window = jnp.where(rows <= count, window, window[jnp.maximum(-1 - count, -window.shape[0])])
     trunk = experts.step(state.trunk, count, window, scale, past, past_seen * seen)
     season = lax.cond(

@@ -9,12 +9,13 @@ from jax import lax
 from adaptive import experts, ring, settings
 
 HORIZON, CHANNELS, SCALE = 3, 2, 1.5
+FAMILIES = experts.families(HORIZON)
 
 
 @jax.jit
 def trained(values, known, scale):
     """Take a whole stream [T, C] through the trunk; return it after every sample."""
-    lags = experts.SHARED_LAGS
+    lags = FAMILIES[0].lags
     held = jnp.concatenate((jnp.broadcast_to(values[0], (lags, CHANNELS)), values))
 
     def one(state, n):
@@ -22,7 +23,7 @@ def trained(values, known, scale):
         past = held[lags + n - 1 - jnp.arange(HORIZON)]
         there = known[n] * (jnp.arange(HORIZON) < n)[:, None]
         state = experts.step(state, n, window, scale, past, there)
-        return state, (state.shared.weights, state.own.weights)
+        return state, tuple(one.weights for one in state)
 
     # Only the end of the stream is kept, a moment apart, to see when a truth takes effect.
     return lax.scan(one, experts.init(CHANNELS, HORIZON), jnp.arange(len(values)))
@@ -66,21 +67,21 @@ def stream():
 def test_every_step_is_the_exact_batch_solution_of_exactly_the_truths_that_have_arrived(
     stream, step
 ):
-    values, shared, own = stream
+    values, *weights = stream
     newest = len(values) - 1
     # Lags and gains are of all moments from the first on; a truth is there `step` samples later.
     moments = range(0, newest - step + 1)
-    rows = np.array([regressors(values, n, experts.SHARED_LAGS) for n in moments])
+    rows = np.array([regressors(values, n, FAMILIES[0].lags) for n in moments])
     change = np.array([values[n + step] - values[n] for n in moments]) / SCALE
     change = np.clip(change, -experts.CLIP, experts.CLIP)
-    own_rows = rows[:, :, -experts.OWN_LAGS :]
-    got = [*shared[newest, :, :, step - 1], *own[newest, :, :, step - 1]]
-    without = [*shared[newest - 1, :, :, step - 1], *own[newest - 1, :, :, step - 1]]
+    got = [group for one in weights for group in one[newest, :, :, step - 1]]
+    without = [group for one in weights for group in one[newest - 1, :, :, step - 1]]
+    every = [slice(None)]
     wanted, before = (
-        [ridge(rows[:end], change[:end], f) for f in experts.SHARED_FORGETTING]
-        + [
-            ridge(own_rows[:end, c : c + 1], change[:end, c : c + 1], experts.OWN_FORGETTING)
-            for c in range(CHANNELS)
+        [
+            ridge(rows[:end, one, -family.lags :], change[:end, one], family.forgetting)
+            for family in FAMILIES
+            for one in (every if family.shared else [slice(c, c + 1) for c in range(CHANNELS)])
         ]
         for end in (len(rows), len(rows) - 1)
     )
@@ -94,13 +95,14 @@ def test_every_step_is_the_exact_batch_solution_of_exactly_the_truths_that_have_
 
 
 def test_a_truth_that_is_missing_teaches_nothing(stream):
-    values, shared, _ = stream
+    values, shared, *_ = stream
     known = np.ones((len(values), CHANNELS), np.float32)
     known[300:] = 0.0
-    _, (silent, own) = trained(values.astype(np.float32), known, jnp.full(CHANNELS, SCALE))
+    _, (silent, short, own) = trained(values.astype(np.float32), known, jnp.full(CHANNELS, SCALE))
     np.testing.assert_array_equal(silent[:300], shared[:300])
     assert (np.asarray(silent[300:]) == np.asarray(silent[299])).all()
-    assert (np.asarray(own[300:]) == np.asarray(own[299])).all()
+    for one in (short, own):
+        assert (np.asarray(one[300:]) == np.asarray(one[299])).all()
 
 
 @pytest.mark.slow
@@ -131,8 +133,9 @@ def test_a_hundred_thousand_hard_samples_leave_everything_finite_and_able_to_lea
             late = jnp.abs(ahead[2:, 0] - target)  # of the regressions
             wrong = jnp.where(n >= len(values) - 1000, wrong + late / 1000, wrong)
             # What is not finite in the weights stays there; the rest is looked at in the end.
-            finite &= jnp.isfinite(state.shared.weights).all()
-            return (state, finite & jnp.isfinite(state.own.weights).all(), wrong), None
+            for one in state:
+                finite &= jnp.isfinite(one.weights).all()
+            return (state, finite, wrong), None
 
         start = experts.init(CHANNELS, HORIZON), jnp.bool(True), jnp.zeros((3, CHANNELS))
         return lax.scan(one, start, jnp.arange(len(values)))[0]
@@ -140,7 +143,7 @@ def test_a_hundred_thousand_hard_samples_leave_everything_finite_and_able_to_lea
     state, finite, wrong = run(values.astype(np.float32), known)
     assert bool(finite)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    for regression in (state.shared, state.own):
+    for regression in state:
         for covariance in np.asarray(regression.covariance, np.float64):
             np.testing.assert_allclose(covariance, covariance.T)
             assert np.diagonal(covariance).min() > 0

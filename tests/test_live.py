@@ -81,7 +81,7 @@ class Ward:
         self.client.loop_stop()
 
 
-def wait(condition, seconds=20.0):
+def wait(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
