@@ -83,8 +83,8 @@ def step(
     slopes = Params(recall.Params(row.slope[:-1], row.slope[-1]), slope)
     updates, moved = optimiser().update(slopes, momenta, params)
     stepped = optax.apply_updates(params, updates)
-    landed = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(slopes))
-    landed &= jnp.isfinite(optax.global_norm(stepped))
+    numbers = jax.tree.leaves((value, slopes, stepped))
+    landed = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
     params, momenta = (
         jax.tree.map(lambda new, old: jnp.where(landed, new, old), new, old)
         for new, old in ((stepped, params), (moved, momenta))
