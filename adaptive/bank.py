@@ -73,7 +73,7 @@ class Bank:
     queue: deque["Waiting"] = field(default_factory=deque)  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
     unanswered: int = 0
-    hopeless: bool = False  # no sample need wait for the model now
+    hope: float = 1.0  # share of the model's newest estimates that came in time
     _urgent: list[tuple[float, int, "Waiting"]] = field(default_factory=list)  # a heap
     _numbers: count = field(default_factory=count)  # equal deadlines are met in order of arrival
 

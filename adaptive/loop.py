@@ -32,7 +32,8 @@ BACKWARDS = 8  # samples in a row whose time may go back before the clock is bel
 # Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
 # late, and later on a crowded machine; how late is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
-HOPELESS = 0.5  # of the time to wait for it: a model that usually takes longer is not waited for
+# The model is waited for while at least so many of its estimates come in time, of the newest ones.
+HOPE, HOPE_RATE = 0.5, 0.02
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
 REPORT_EVERY = 10.0  # [s] between two log lines about the same kind of reject
 
@@ -179,7 +180,7 @@ class Loop:
         deadline, due = now + track.deadline, now + self._patience(track.deadline)
         waiting = Waiting(track, sample, origin, now, deadline, due, mandatory)
         bank.add(waiting)
-        if bank.hopeless:
+        if bank.hope < HOPE:  # waiting would be in vain, and makes answers late
             self._publish(waiting, mandatory, now)
         else:
             self._watch()
@@ -224,11 +225,9 @@ class Loop:
         after = clock()
         estimates = bank.controller.finish(call, packed)
         bank.governor.observe(level, len(estimates), after - before, after)
-        # Waiting for it until there is no more time would be in vain, and makes answers late.
-        usual, _ = bank.governor.predict(0, 1)
-        bank.hopeless = usual > HOPELESS * self._patience(self._shortest)
         for waiting, estimate in zip(bank.taken, estimates, strict=True):
             waiting.track.loss = estimate.loss
+            bank.hope += HOPE_RATE * ((after <= waiting.due) - bank.hope)
             self._publish(waiting, estimate, after)
         bank.taken = []
 
