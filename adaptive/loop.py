@@ -35,6 +35,7 @@ SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 # The model is waited for while at least so many of its estimates come in time, of the newest ones.
 HOPE, HOPE_RATE = 0.5, 0.02
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
+FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
 REPORT_EVERY = 10.0  # [s] between two log lines about the same kind of reject
 
 
@@ -182,6 +183,7 @@ class Loop:
         bank.add(waiting)
         if bank.hope < HOPE:  # waiting would be in vain, and makes answers late
             self._publish(waiting, mandatory, now)
+            self._lag *= FORGIVE  # no timer is set that could show that things are better now
         else:
             self._watch()
         if len(bank.queue) > QUEUE:

@@ -315,6 +315,29 @@ class Cautious(Governor):
         return Decision(MANDATORY, 1)
 
 
+class Hopeful(Governor):
+    """Trusts the cheapest level to be in time, whatever happens."""
+
+    def decide(self, slack, queue, now):
+        return Decision(0, 1)
+
+
+def test_a_model_that_is_mostly_too_late_is_not_waited_for_until_it_is_in_time_again(virtual_time):
+    class Slow(FakeController):
+        async def beside(self, name, *args):
+            self.times = 40.0 if self.now() < 5.0 else 1.0
+            return await super().beside(name, *args)
+
+    sink = HeldSink()
+    source = ListSource((STREAM,), samples(1500), 0.01)
+    run(virtual_time, [source], [sink], controller=Slow(), governor=Hopeful())
+    waited = np.array([t - r.arrival for r, t in zip(sink, sink.times, strict=True)])
+    at = np.array([result.arrival for result in sink])
+    assert waited[at < 0.5].max() == pytest.approx(0.008)  # until there is no more time
+    assert waited[(at > 2.0) & (at < 5.0)].max() == 0.0
+    assert {result.level for result in list(sink)[-100:]} == {"level-0"}
+
+
 def test_what_is_answered_by_the_mandatory_score_still_reaches_the_model(virtual_time):
     # There was a loop that left it out: the memory had holes, and the governor saw only probes.
     sink, controller = HeldSink(), FakeController()
