@@ -23,6 +23,10 @@ from adaptive.frames import decode, encode
 from adaptive.settings import Model
 
 
+SILENT = 300.0  # [s] without a word, also while it compiles: then it hangs
+ENDING = 10.0  # [s] from the end of its socket to its own
+
+
 class Lost(RuntimeError):
     """The process of the models is gone."""
 
@@ -34,7 +38,8 @@ class Process:
         """Start it; it imports JAX, which takes a second."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "adaptive.worker", str(theirs.fileno())]
+            # Without -P a folder named adaptive, where we were started, would stand before ours.
+            command = [sys.executable, "-P", "-m", "adaptive.worker", str(theirs.fileno())]
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self.child = subprocess.Popen(
                 command,
@@ -61,9 +66,11 @@ class Process:
             RuntimeError: The method failed there.
         """
         while self._asked:  # answers that nobody waits for any more
+            self._expect()
             self._answered()
         self._send(number, name, args)
         while True:
+            self._expect()
             kind, value = self._receive()
             if kind != "step":
                 return value
@@ -85,11 +92,24 @@ class Process:
         return await self._asked[-1]
 
     def close(self) -> None:
-        """End it, and wait for that."""
+        """End it, and wait for that; one that hangs is killed."""
         if self._listens and not self._listens.is_closed():
             self._listens.remove_reader(self.line.fileno())
         self.line.close()
-        self.child.wait()
+        try:
+            self.child.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+
+    def _expect(self) -> None:
+        """Wait for a word.
+
+        Raises:
+            Lost: None comes.
+        """
+        if not self.line.poll(SILENT):
+            raise Lost(f"the process of the models said nothing for {SILENT:.0f} s")
 
     def _send(self, number: int, name: str, args: Sequence[Any]) -> None:
         try:
@@ -146,7 +166,7 @@ class Remote:
     def warm_up(self, levels: Sequence[int] | None = None) -> Iterator[str]:
         """As `Engine.warm_up`."""
         yield from self.process.ask(self.number, "warm_up", levels)
-        self._wait("settle")
+        self._wait("freeze")
 
     def costs(self) -> list[dict[int, float]]:
         """As `Engine.costs`."""

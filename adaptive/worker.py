@@ -22,7 +22,7 @@ def answer(engines: dict[int, Engine], number: int, name: str, args: list) -> An
         streams, channels, settings = args
         engines[number] = Engine(streams, channels, Model(**settings))
         return engines[number].outputs()
-    if name == "settle":
+    if name == "freeze":
         # What exists now lives for ever: full collections need not look at it again.
         gc.collect()
         gc.freeze()

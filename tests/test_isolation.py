@@ -1,10 +1,12 @@
 import asyncio
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 
+from adaptive import isolation
 from adaptive.engine import Engine
 from adaptive.frames import decode, encode
 from adaptive.isolation import Lost, Process, Remote
@@ -142,6 +144,30 @@ def test_a_process_that_is_killed_is_missed_at_once():
         engine.arrays()
     process.close()
     assert process.child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_missed_and_killed(monkeypatch):
+    monkeypatch.setattr(isolation, "SILENT", 0.5)
+    monkeypatch.setattr(isolation, "ENDING", 0.5)
+    process = Process()
+    os.kill(process.child.pid, signal.SIGSTOP)
+    with pytest.raises(Lost, match="said nothing"):
+        Remote(process, 1, CHANNELS, SETTINGS)
+    process.close()
+    assert process.child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_same_name_does_not_stand_in_for_ours(tmp_path, monkeypatch):
+    (tmp_path / "adaptive").mkdir()
+    (tmp_path / "adaptive" / "__init__.py").write_text("raise ImportError('not ours')")
+    # As from a console script, whose path has no working directory in it.
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path] + [os.getcwd()])
+    monkeypatch.chdir(tmp_path)
+    process = Process()
+    assert Remote(process, 1, CHANNELS, SETTINGS).outputs()
+    process.close()
 
 
 @pytest.mark.slow
