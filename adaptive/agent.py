@@ -203,7 +203,7 @@ def assemble(
                 feed.deadline,
                 feed.chain,
                 feed.chain.init(raw),
-                Pending(config.model.memory_samples),
+                Pending(config.model.feedback_samples),
                 raw,
             )
     return banks, tracks

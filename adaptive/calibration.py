@@ -1,89 +1,122 @@
-"""Calibration of one stream: surprises to p-values, p-values to alarms at the asked-for rate.
+"""Calibration of one stream: surprises to scores, p-values, and alarms at the asked-for rate.
 
-A surprise is how strange a sample is, in units that differ between levels and streams. It is
-divided by its own running mean, ranked among the earlier ones of the same level (the p-value), and
-averaged over the last few samples, which gives the strength of an alarm:
+A surprise has parts: how far the newest samples are from the recalled ones at several scales, and
+how far from their own level. Each part is compared with what is usual of it (`adaptive.usual`),
+by level of computation; the part that stands out most is the score. Its rank among the earlier
+ones is the p-value. An alarm is a score above a threshold that moves up with every alarm and down
+with every quiet sample, so that in the long run as many come as were asked for, whatever the
+distribution. Repeats within a rest are one alarm.
+
+Beside it the strength of what the last few samples say together,
 
     strength = (mean of the last 10 - long-run mean) / long-run standard deviation,
 
-or more, where a value leaves the range of all values so far. An alarm is a strength above a
-threshold that moves up with every alarm and down with every quiet sample, so that in the long run
-as many alarms come as were asked for, whatever the distribution. Repeats within `rest` samples are
-one alarm. Pure Python: it also serves the mandatory answer.
+or more, where a value leaves the range of all values so far; 0 in the shadow of a notable one.
+Pure Python: it also serves the mandatory answer.
 
 References:
-    Lavin & Ahmad, Evaluating real-time anomaly detection algorithms, 2015 (anomaly likelihood);
-    Angelopoulos et al., Conformal PID control, 2023 (quantile tracking), here on the logarithm of
-    the strength, so that the step has no unit. Unlike theirs the tracker stands still while an
-    alarm rests, or repeats would buy silence.
+    Lavin & Ahmad, Evaluating real-time anomaly detection algorithms, 2015 (strength);
+    Angelopoulos et al., Conformal PID control, 2023 (quantile tracking), here on the inverse
+    hyperbolic sine of the distance, so that a step is a share where distances are large. Unlike
+    theirs the tracker stands still while an alarm rests, or repeats would buy silence.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from math import exp, inf, isfinite, log
+from math import asinh, exp, inf, isfinite
 from typing import NamedTuple
 
-BINS, BINS_PER_E = 512, 32  # of the histogram of log surprise, around 1
+from adaptive.usual import Usual
+
+BINS, BINS_A_UNIT = 512, 56  # of the histogram of distances, on their inverse hyperbolic sine
 FORGET_AT = 1 << 16  # counts; then all are halved
 NORMAL = 6400  # [samples] of the running mean of a surprise
 CAP = 10.0  # surprises, relative to their mean, count no more than this in a strength
 RECENT, LIKELIHOOD = 10, 8640  # [samples] of the two means of a strength
 LEAST_MEAN, LEAST_DEVIATION = 0.03, 0.0173  # Lavin & Ahmad's floors, for a mean of ten in [0, 1]
-BURN_IN = 300  # [samples] before the likelihood or the range speak
+BURN_IN = 300  # [samples] before anything alarms
 OUTSIDE = 0.05  # of the range
-TRACK = 0.1  # step of the threshold's logarithm
-FIRST_THRESHOLD = 4.0
+TRACK = 0.1  # step of the threshold
+FIRST_THRESHOLD = 8.0  # [spreads above the median]
+MOST_REST = 0.05  # of the asked-for time between two alarms
 NOTABLE = 4.0  # [deviations]; of 9 rules compared on NAB's files the best
 RANGE_STRENGTH = 8.0
+SOFTNESS = 4.0  # [spreads] of the score
+
+
+class Surprise(NamedTuple):
+    """What a surprise is compared with the earlier ones of its level."""
+
+    relative: float  # the distances alone; 1 is usual
+    above: float  # of the part that stands out most [spreads above its median], as far as believed
+    p_value: float  # share of earlier samples that stood out at least as much, in (0, 1]
+
+
+USUAL = Surprise(1.0, 0.0, 1.0)  # of a sample of which nothing was measured
 
 
 class Verdict(NamedTuple):
     """What calibration says of one sample."""
 
-    score: float  # in [0, 1]: 1 - p_value
-    p_value: float  # share of earlier samples that were at least as strange, in (0, 1]
-    strength: float  # of an alarm, in [0, 1); 0 in repeats of a notable one
+    score: float  # in [0, 1], higher is stranger; with one meaning in all streams
+    p_value: float  # share of earlier samples that stood out at least as much, in (0, 1]
+    strength: float  # of the last samples together, in [0, 1); 0 in repeats of a notable one
     alarm: bool
 
 
 class Rank:
-    """Empirical tail probability of one level's surprises, forgetting slowly."""
+    """What is known of one level's surprises."""
 
-    __slots__ = ("counts", "highest", "mean", "total")
+    __slots__ = ("counts", "highest", "mean", "total", "usual")
 
     def __init__(self) -> None:
         self.counts = [0.0] * BINS
         self.total = 0.0
         self.highest = 0
         self.mean: list[float] = []
+        self.usual: list[Usual] = []
 
-    def relative(self, surprise: Sequence[float]) -> float:
-        """Mean over the surprises' parts, each divided by its own running mean, then learned.
+    def relative(self, distances: Sequence[float]) -> float:
+        """Mean over distances, each divided by its own running mean, then learned.
 
         1 while a part has never been above 0.
         """
         if not self.mean:
-            self.mean = [0.0] * len(surprise)
+            self.mean = [0.0] * len(distances)
         rate = max(1.0 / (self.total + 1.0), 1.0 / NORMAL)
         total = 0.0
-        for i, part in enumerate(surprise):
+        for i, part in enumerate(distances):
             mean = self.mean[i]
             total += part / mean if mean > 0 else 1.0
             self.mean[i] = mean + rate * (part - mean) if mean > 0 else part
-        return total / len(surprise)
+        return total / len(distances)
 
-    def p_value(self, relative: float) -> float:
+    def above(self, parts: Sequence[float]) -> tuple[float, float]:
+        """How far the part that stands out most is above its median; negative parts are unknown.
+
+        Returns:
+            As far as it is to be believed yet, and in full.
+        """
+        if not self.usual:
+            self.usual = [Usual() for _ in parts]
+        most, in_full = -inf, -inf
+        for usual, part in zip(self.usual, parts, strict=True):
+            if part >= 0:
+                trust, above = usual.trust, usual.above(part)
+                most, in_full = max(most, trust * above), max(in_full, above)
+        return (most, in_full) if isfinite(most) else (0.0, 0.0)
+
+    def p_value(self, above: float) -> float:
         """Rank among the earlier ones, then count this one."""
-        at = (log(relative) * BINS_PER_E if relative > 0 else -BINS) + BINS // 2
-        at = min(max(at, 0.0), BINS - 1.0)
+        at = min(max(asinh(above) * BINS_A_UNIT + BINS // 2, 0.0), BINS - 1.0)
         bin_, within = int(at), at - int(at)
         if bin_ > self.highest or self.total == 0:
             # Beyond all seen: an exponential tail orders what counting cannot.
-            above = exp(-(bin_ - self.highest + within) / BINS_PER_E) if self.total else 1.0
+            beyond = exp(-(bin_ - self.highest + within) / BINS_A_UNIT) if self.total else 1.0
         else:
-            above = sum(self.counts[bin_ + 1 : self.highest + 1]) + 1.0
-            above += (1 - within) * self.counts[bin_]
-        p = min(above / (self.total + 1.0), 1.0)
+            beyond = sum(self.counts[bin_ + 1 : self.highest + 1]) + 1.0
+            beyond += (1 - within) * self.counts[bin_]
+        p = min(beyond / (self.total + 1.0), 1.0)
         self.counts[bin_] += 1.0
         self.total += 1.0
         self.highest = max(self.highest, bin_)
@@ -91,6 +124,29 @@ class Rank:
             self.counts = [c / 2 for c in self.counts]
             self.total = sum(self.counts)
         return p
+
+    def quantile(self, share: float) -> float:
+        """The distance that a share of the earlier ones exceeded, as its hyperbolic arcsine."""
+        left = share * self.total
+        for bin_ in range(self.highest, -1, -1):
+            left -= self.counts[bin_]
+            if left < 0:
+                return (bin_ + 1 - BINS // 2) / BINS_A_UNIT
+        return 0.0
+
+    def snapshot(self) -> list:
+        """Everything, as plain numbers and lists."""
+        usual = [one.snapshot() for one in self.usual]
+        return [self.total, self.highest, list(self.mean), list(self.counts), usual]
+
+    def restore(self, saved: list) -> None:
+        """Take up where `snapshot` was made."""
+        total, highest, mean, counts, parts = saved
+        self.total, self.highest = float(total), int(highest)
+        self.mean, self.counts = list(mean), list(counts)
+        self.usual = [Usual() for _ in parts]
+        for one, part in zip(self.usual, parts, strict=True):
+            one.restore(part)
 
 
 class Calibration:
@@ -111,42 +167,46 @@ class Calibration:
         self.mean, self.square = 0.0, 0.0
         self.low: list[float] = []
         self.high: list[float] = []
-        self.threshold = log(FIRST_THRESHOLD)
+        self.threshold = asinh(FIRST_THRESHOLD)
         self.resting = self.hiding = 0
         self.interval, self.time = 0.0, -inf
 
-    def rank(self, level: int, surprise: Sequence[float]) -> tuple[float, float]:
+    def rank(self, level: int, parts: Sequence[float], distances: int = 1) -> Surprise:
         """Put a surprise of a level in relation to the earlier ones of that level.
 
         Args:
             level: Index of the level; -1 is the mandatory answer.
-            surprise: Its parts, at least 0, each in a unit of its own.
+            parts: At least 0, each in a unit of its own; negative where unknown.
+            distances: How many of the first parts are distances to what was to be expected.
 
         Returns:
-            The relative surprise (1 is usual) and the p-value.
+            The surprise, compared.
         """
         rank = self.ranks.setdefault(level, Rank())
-        relative = rank.relative(surprise)
-        return relative, rank.p_value(relative)
+        relative = rank.relative([max(part, 0.0) for part in parts[:distances]])
+        above, in_full = rank.above(parts)
+        return Surprise(relative, above, rank.p_value(in_full))
 
     def judge(
-        self, time: float, values: Sequence[float], relative: float, p_value: float
+        self, time: float, values: Sequence[float], level: int, surprise: Surprise
     ) -> Verdict:
         """Decide about an alarm; once for each sample, in order.
 
         Args:
             time: Of the sample [s].
             values: Of the sample, NaN where missing.
-            relative: From `rank`.
-            p_value: From `rank`.
+            level: Index of the level that gave the surprise.
+            surprise: From `rank`.
         """
         if 0 < time - self.time < inf:
-            rate = max(1.0 / self.seen, 0.001)
+            rate = max(1.0 / max(self.seen, 1), 0.001)
             self.interval += rate * (time - self.time - self.interval)
         self.time = time
         self.seen += 1
-        strength = max(self._likelihood(relative), self._range(values))
-        return Verdict(1.0 - p_value, p_value, *self._alarm(strength))
+        strength = max(self._likelihood(surprise.relative), self._range(values))
+        score = 1.0 / (1.0 + exp(-surprise.above / SOFTNESS))
+        alarm = self._alarm(level, surprise.above)
+        return Verdict(score, surprise.p_value, self._shown(strength), alarm)
 
     def _likelihood(self, relative: float) -> float:
         self.recent.append(min(relative / CAP, 1.0))
@@ -173,30 +233,33 @@ class Calibration:
             self.low[i], self.high[i] = min(low, x), max(high, x)
         return RANGE_STRENGTH if outside and self.seen > BURN_IN else 0.0
 
-    def _alarm(self, strength: float) -> tuple[float, bool]:
-        # For the table of strengths an excursion begins where it is notable; for alarms where it
-        # passes the threshold, or one that grows would hide its own peak from a high threshold.
+    def _shown(self, strength: float) -> float:
         shown = 0.0 if self.hiding else max(strength, 0.0)
         self.hiding = self.rest if shown > NOTABLE else max(self.hiding - 1, 0)
-        alarm = self.resting == 0 and strength > 0 and log(strength) > self.threshold
+        return shown / (1.0 + shown)
+
+    def _alarm(self, level: int, above: float) -> bool:
+        asked = self.alarms_per_day * self.interval / 86400.0  # of the samples
+        if self.seen == BURN_IN and asked > 0:
+            usual = self.ranks[level].quantile(asked) if level in self.ranks else inf
+            self.threshold = min(self.threshold, usual)
+        if self.seen <= BURN_IN:
+            return False
         if self.resting:
             self.resting -= 1
-        elif self.seen > BURN_IN:
-            asked = self.alarms_per_day * self.interval / 86400.0
-            # Resting samples cannot alarm, so the others alarm that much more often.
-            asked = min(asked / max(1.0 - asked * self.rest, 0.5), 0.5)
-            self.threshold += TRACK * (float(alarm) - asked)
-            self.threshold = min(max(self.threshold, -7.0), 7.0)
+            return False
+        alarm = asinh(above) > self.threshold
+        rest = int(min(self.rest, MOST_REST / asked)) if asked > 0 else self.rest
+        # Resting samples cannot alarm, so the others alarm that much more often.
+        asked = min(asked / max(1.0 - asked * rest, 0.5), 0.5)
+        self.threshold = min(max(self.threshold + TRACK * (float(alarm) - asked), 0.0), 7.0)
         if alarm:
-            self.resting = self.rest
-        return shown / (1.0 + shown), alarm
+            self.resting = rest
+        return alarm
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""
-        ranks = {
-            str(level): [rank.total, rank.highest, list(rank.mean), list(rank.counts)]
-            for level, rank in self.ranks.items()
-        }
+        ranks = {str(level): rank.snapshot() for level, rank in self.ranks.items()}
         numbers = (self.seen, self.mean, self.square, self.threshold, self.resting, self.hiding)
         return {
             "ranks": ranks,
@@ -209,10 +272,8 @@ class Calibration:
 
     def restore(self, saved: dict) -> None:
         """Take up where `snapshot` was made."""
-        for level, (total, highest, mean, counts) in saved["ranks"].items():
-            rank = self.ranks.setdefault(int(level), Rank())
-            rank.total, rank.highest = float(total), int(highest)
-            rank.mean, rank.counts = list(mean), list(counts)
+        for level, rank in saved["ranks"].items():
+            self.ranks.setdefault(int(level), Rank()).restore(rank)
         self.recent = deque(saved["recent"], maxlen=RECENT)
         seen, self.mean, self.square, self.threshold, resting, hiding = saved["numbers"][:6]
         self.interval, newest = saved["numbers"][6:]

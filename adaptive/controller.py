@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from adaptive import event, mandatory
-from adaptive.calibration import Calibration
+from adaptive.calibration import USUAL, Calibration, Surprise
 from adaptive.mandatory import Mandatory
 from adaptive.settings import BLOCK, Alarms, Model
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MANDATORY = mandatory.LEVEL
 LARGEST = 1e18  # a centred value is cut there, or its square would leave float32
-NO_LAG, NO_WEIGHT = np.zeros(1, np.int32), np.zeros(1, np.float32)
+DISTANCES = 3  # of the parts of what is strange: those at the scales of recall, sample by sample
 
 
 class Explanation(NamedTuple):
@@ -46,8 +46,7 @@ class Estimate(NamedTuple):
     stream: int
     index: int  # number of the sample in its stream, as the controller counts
     level: int  # index in the ladder, or `MANDATORY`
-    relative: float  # surprise, 1 is usual
-    p_value: float
+    surprise: Surprise
     forecast: Float[np.ndarray, "horizon channels"]  # of the next samples, in their units
     spread: Float[np.ndarray, "horizon channels"]  # usual error of such a forecast
     explanation: Explanation | None
@@ -89,7 +88,7 @@ class Member:
 
     mandatory: Mandatory
     calibration: Calibration
-    head: event.State
+    head: event.Head
 
 
 class Controller:
@@ -125,7 +124,7 @@ class Controller:
             Member(
                 Mandatory(channels),
                 Calibration(self.alarms.alarms_per_day, self.alarms.rest_samples),
-                event.init(s.memory_samples, event.FEATURES),
+                event.Head(s.feedback_samples, channels),
             )
             for _ in range(streams)
         ]
@@ -155,7 +154,7 @@ class Controller:
         if filled is not None:
             measured = [m and not f for m, f in zip(measured, filled.tolist(), strict=True)]
         surprise = member.mandatory.observe(plain, measured)
-        relative, p_value = member.calibration.rank(MANDATORY, (surprise,))
+        compared = member.calibration.rank(MANDATORY, (surprise,))
         # As known now: a later sample of the same call may be the first of its channel.
         anchor = [0.0 if isnan(a) else a for a in member.mandatory.first]
         centred = [
@@ -167,7 +166,7 @@ class Controller:
         ahead = np.array([member.mandatory.last] * self.horizon, np.float32)
         # The error of persistence grows like that of a random walk.
         spread = np.sqrt(np.array(member.mandatory.deviation, np.float32) * self._growth)
-        return Estimate(stream, index, MANDATORY, relative, p_value, ahead, spread, None, None)
+        return Estimate(stream, index, MANDATORY, compared, ahead, spread, None, None)
 
     def refine(self, level: int, batch: int = BLOCK) -> list[Estimate]:
         """Take the oldest queued samples through the model: `take`, `engine.run`, `finish`.
@@ -212,18 +211,18 @@ class Controller:
         member = self.members[sample.stream]
         self.due[sample.stream] += 1
         if not any(sample.seen):
-            relative, p_value = 1.0, 1.0  # nothing was measured: nothing is strange
+            surprise = USUAL  # nothing was measured: nothing is strange
         else:
-            # Recall is the better judge by far; the trunk's error stands in where it is off.
-            strange, error = out["strange"][k], out["error"][k]
-            parts = strange.tolist() if self.levels[level].memory else [float(error)]
-            relative, p_value = member.calibration.rank(level, parts)
+            parts, distances = out["strange"][k].tolist(), DISTANCES
+            if not self.levels[level].memory:
+                # Recall is the better judge by far; the trunk's error stands in where it is off.
+                parts, distances = [float(out["error"][k]), parts[-1]], 1
+            surprise = member.calibration.rank(level, parts, distances)
         return Estimate(
             sample.stream,
             sample.index,
             level,
-            relative,
-            p_value,
+            surprise,
             (out["forecast"][k] + sample.anchor).astype(np.float32),
             out["spread"][k],
             Explanation(out["lag"][k], out["weight"][k], out["channel"][k]),
@@ -235,15 +234,9 @@ class Controller:
     ) -> Answer:
         """Decide about the alarm; once for each sample, in the order of the stream."""
         member = self.members[estimate.stream]
-        verdict = member.calibration.judge(
-            time, values.tolist(), estimate.relative, estimate.p_value
-        )
-        why = estimate.explanation
-        lag, weight = (why.lag, why.weight) if why else (NO_LAG, NO_WEIGHT)
-        seen = event.features(
-            member.head, estimate.index, estimate.relative, estimate.p_value, lag, weight
-        )
-        probability = event.predict(member.head, estimate.index, seen)
+        verdict = member.calibration.judge(time, values.tolist(), estimate.level, estimate.surprise)
+        anchor = [0.0 if isnan(a) else a for a in member.mandatory.first]
+        probability = member.head.observe(estimate.index, values - anchor, estimate.surprise.above)
         return Answer(estimate, *verdict, probability)
 
     # --- learning -------------------------------------------------------------------------------
@@ -261,10 +254,10 @@ class Controller:
         """
         member = self.members[stream]
         newest = member.mandatory.count
-        indices = indices[(indices >= newest - len(member.head.said)) & (indices < newest)]
+        indices = indices[(indices >= newest - self.settings.feedback_samples) & (indices < newest)]
         if not len(indices):
             return False
-        member.head = event.learn(member.head, indices, label)
+        member.head.learn(indices, label)
         return True
 
     def learning_due(self) -> int | None:
@@ -291,12 +284,11 @@ class Controller:
         for i, member in enumerate(self.members):
             for name in ("first", "last", "deviation"):
                 arrays[f"member.{i}.{name}"] = np.array(getattr(member.mandatory, name))
-            for name in ("weights", "covariance", "features", "said"):
-                arrays[f"member.{i}.{name}"] = np.array(getattr(member.head, name))
+            for name, array in member.head.snapshot().items():
+                arrays[f"member.{i}.head.{name}"] = np.array(array)
             plain.append(
                 {
                     "count": member.mandatory.count,
-                    "labels": member.head.labels,
                     "calibration": member.calibration.snapshot(),
                 }
             )
@@ -309,8 +301,13 @@ class Controller:
             member.mandatory.count = saved["count"]
             for name in ("first", "last", "deviation"):
                 setattr(member.mandatory, name, arrays[f"member.{i}.{name}"].tolist())
-            rings = ("weights", "covariance", "features", "said")
-            head = {name: arrays[f"member.{i}.{name}"].copy() for name in rings}
-            member.head = event.State(**head, labels=saved["labels"])
+            start = f"member.{i}.head."
+            member.head.restore(
+                {
+                    name.removeprefix(start): a
+                    for name, a in arrays.items()
+                    if name.startswith(start)
+                }
+            )
             member.calibration.restore(saved["calibration"])
         self.due = list(header["due"])

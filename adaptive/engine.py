@@ -47,7 +47,7 @@ class Engine:
         return {
             "forecast": (horizon, channels),
             "spread": (horizon, channels),
-            "strange": (len(recall.SCALES),),
+            "strange": (model.STRANGE,),
             "error": (),
             "lag": (recall.NEAREST,),
             "weight": (recall.NEAREST,),

@@ -1,99 +1,266 @@
 """The event head: how likely an operator would confirm an event here, learned from labels.
 
-A logistic regression on how strange a moment is and on what was said after the moments that it
-recalls: labels are values of the memory, read with the attention's weights. Each label moves it by
-one step of an extended Kalman filter, so there is no learning rate.
+Labels are values of a memory of their own. The key of a labelled moment is the shape of the
+signal around it: windows of two lengths that end at it and a little after. The query is the
+shape that the newest samples make. What speaks is how much nearer the nearest confirmed moment is
+than the nearest dismissed one, at each length,
+
+    logit = bias + sum over lengths of w (log distance to dismissed - log distance to confirmed),
+
+and the weights are a logistic regression on what each label found in the memory before it was
+written there itself, which is as good as leaving it out. Both kinds of label count alike in all,
+however many there are: operators look at few events and dismiss many. No learning rate.
 
 References:
-    Duran-Martin et al., Low-rank extended Kalman filtering for online learning, 2023, in its plain
-    form: a last layer, a Bernoulli likelihood.
+    Snell et al., Prototypical networks, 2017, with the nearest prototype instead of their mean:
+    of a kind that has several forms the mean is none of them. Firth 1993 for a prior in place of
+    infinite weights where the kinds can be told apart without error.
 """
 
-from math import exp, log, log10, nan
+from math import exp, nan
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-FEATURES = 4  # bias, surprise, p-value, what was said after the recalled moments
-PRIOR_VARIANCE = 1.0
-BIAS_VARIANCE = 0.1  # one label says what an event looks like, less how often they come
-DRIFT = 1e-4  # added to the variance at each label: old labels lose weight slowly
-FIRST_BIAS = -3.0  # before the labels say otherwise, events are rare
+POINTS = 48  # of a shape, whatever its length
+LENGTHS = (96, 192)  # [samples]; multiples of `POINTS`
+ENDS = (0, 24, 48, 72)  # [samples] after a labelled moment
+LOOK = 80  # [samples] after a labelled moment it shows what it is
+EVERY = 4  # [samples] between two looks
+KEPT = 256  # labels of each kind at most; the newest
+LARGEST = 1 << 18  # numbers in the keys of a kind, a length and an end at most
+SAME = 0.01  # added to distances: two that small are alike
+STRANGER = 2.0**0.5  # distance to a kind that nothing is known of: that of unrelated shapes
+FIRST_WEIGHT, HOLD = 1.0, 1.0  # prior of the weights: mean, and inverse of the variance
+STEPS = 4  # of Newton's method, after each label
+MOST = 30.0  # of a logit
+STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
 
 
-class State(NamedTuple):
-    """The head of one stream; nothing is changed in place but the rings."""
+class Kind(NamedTuple):
+    """What is kept of the labels of one kind, for one length of shape."""
 
-    weights: np.ndarray  # [features]
-    covariance: np.ndarray  # [features, features]
-    features: np.ndarray  # [memory, features] ring
-    said: np.ndarray  # [memory] ring: +1 event, -1 nothing, 0 unknown
-    labels: int
+    keys: Float[np.ndarray, "labels ends numbers"]
+    square: Float[np.ndarray, "labels ends"]  # sum of the squares of each key
 
 
-def init(memory: int, features: int) -> State:
-    """A head without labels, over a memory of `memory` samples."""
-    weights = np.zeros(features)
-    weights[0] = FIRST_BIAS
-    covariance = np.diag([BIAS_VARIANCE] + [PRIOR_VARIANCE] * (features - 1))
-    return State(
-        weights,
-        covariance,
-        np.zeros((memory, features)),
-        np.zeros(memory),
-        0,
-    )
+class Head:
+    """The event head of one stream."""
+
+    def __init__(self, memory: int, channels: int):
+        """Start without labels.
+
+        Args:
+            memory: How far back a label may reach [samples].
+            channels: Of the stream.
+        """
+        self.values = np.zeros((memory, channels), np.float32)  # ring
+        self.above = np.full(memory, -np.inf, np.float32)  # ring: how strange each sample was
+        self.count = 0  # samples seen
+        self.unit = np.ones(channels, np.float32)  # of the shapes; measured at the first label
+        self.waiting: list[tuple[int, int]] = []  # labelled moments that have yet to show
+        self.last = (-1, -1, -1)  # newest labelled sample, the newest learned, their label
+        self.kept = max(min(KEPT, LARGEST // (POINTS * channels)), 4)
+        self.kinds = [[self._none() for _ in LENGTHS] for _ in (0, 1)]  # dismissed, confirmed
+        self.rows = np.zeros((0, 1 + len(LENGTHS)))  # what each label found
+        self.said = np.zeros(0)
+        self.weights = prior()
+        self.probability = nan
+
+    @property
+    def labels(self) -> int:
+        """How many labels have been learned."""
+        return len(self.said)
+
+    def observe(self, index: int, values: Float[np.ndarray, " channels"], above: float) -> float:
+        """Take in a sample; return the probability of an event, NaN before the first label.
+
+        Args:
+            index: Number of the sample in its stream; what was left out is held.
+            values: Of the sample, centred; NaN where not measured.
+            above: How strange it is.
+        """
+        length = len(self.values)
+        held = self.values[(self.count - 1) % length].copy()
+        for missing in range(max(self.count, index - length), index):
+            self._put(missing, held, 0.0)
+        at = index % length
+        self._put(index, np.where(np.isfinite(values), values, self.values[at - 1]), above)
+        while self.waiting and self.waiting[0][0] + LOOK < self.count:
+            moment, label = self.waiting.pop(0)
+            if moment >= self.count - length + LENGTHS[-1]:
+                self._learn(moment, label)
+        if self.labels and self.count % EVERY == 0:
+            found = self._found(np.array([self.count - 1]))[0]
+            self.probability = sigmoid(float(found @ self.weights))
+        return self.probability
+
+    def _put(self, index: int, values: Float[np.ndarray, " channels"], above: float) -> None:
+        at = index % len(self.values)
+        self.values[at], self.above[at] = values, above
+        self.count = index + 1
+
+    def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> None:
+        """Learn a label of some samples, as soon as what follows them has been seen.
+
+        Of a stretch the strangest sample is learned, and one in each `STRETCH` samples.
+
+        Args:
+            indices: Numbers of the samples, all still in the memory.
+            label: 1 or 0.
+        """
+        if len(indices) > 1:
+            strangest = indices[np.argmax(self.above[indices % len(self.above)])]
+            spread = indices[:: max(STRETCH, len(indices) // PARTS)]
+            chosen = [strangest, *spread[np.abs(spread - strangest) >= STRETCH]]
+        else:
+            newest, learned, said = self.last
+            goes_on = said == label and indices[0] == newest + 1
+            chosen = indices if not goes_on or indices[0] - learned >= STRETCH else []
+        for moment in chosen:
+            self.waiting.append((int(moment), label))
+        self.waiting.sort()
+        learned = int(chosen[-1]) if len(chosen) else self.last[1]
+        self.last = (int(indices[-1]), learned, label)
+
+    def _learn(self, moment: int, label: int) -> None:
+        if not self.labels:
+            seen = self.values[: min(self.count, len(self.values))]
+            self.unit = np.maximum(seen.std(axis=0), 1e-6 * np.abs(seen).max(axis=0) + 1e-12)
+        found = self._found(np.arange(moment, moment + LOOK + 1, EVERY))
+        clearest = found[np.argmax(found.sum(axis=1))]
+        self.rows = np.concatenate((self.rows, clearest[None]))[-2 * KEPT :]
+        self.said = np.append(self.said, float(label))[-2 * KEPT :]
+        for i, length in enumerate(LENGTHS):
+            shapes = self._shapes(moment + np.array(ENDS), length)
+            keys, square = self.kinds[label][i]
+            self.kinds[label][i] = Kind(
+                np.concatenate((keys, shapes[None]))[-self.kept :],
+                np.concatenate((square, (shapes**2).sum(axis=1)[None]))[-self.kept :],
+            )
+        self.weights = fit(self.weights, self.rows, self.said)
+
+    def _none(self) -> Kind:
+        channels = self.values.shape[1]
+        numbers = POINTS * channels
+        return Kind(
+            np.zeros((0, len(ENDS), numbers), np.float32), np.zeros((0, len(ENDS)), np.float32)
+        )
+
+    def _shapes(
+        self, ends: Int[np.ndarray, " moments"], length: int
+    ) -> Float[np.ndarray, "moments numbers"]:
+        """The shapes of the samples up to some moments, without their level."""
+        size = len(self.values)
+        if len(ends) == 1 and (last := ends[0] % size) >= length - 1:  # far faster, the common case
+            window = self.values[last - length + 1 : last + 1]
+        else:
+            window = self.values[(ends[:, None] + np.arange(1 - length, 1)) % size]
+        each = length // POINTS
+        window = np.add.reduce(window.reshape(len(ends), POINTS, each, -1), axis=2) / each
+        window -= np.add.reduce(window, axis=1, keepdims=True) / POINTS
+        window /= self.unit * np.float32(np.sqrt(window[0].size))
+        return window.reshape(len(ends), -1)
+
+    def _found(self, ends: Int[np.ndarray, " moments"]) -> Float[np.ndarray, "moments features"]:
+        """What is recalled at some moments: 1, and for each length the log ratio of distances."""
+        found = np.ones((len(ends), 1 + len(LENGTHS)))
+        for i, length in enumerate(LENGTHS):
+            shapes = self._shapes(ends, length)
+            dismissed, confirmed = (distance(self.kinds[kind][i], shapes) for kind in (0, 1))
+            found[:, 1 + i] = np.log((dismissed + SAME) / (confirmed + SAME))
+        return found
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Everything that outlives a restart, as arrays."""
+        numbers = [self.count, *self.last]
+        waiting = np.array(self.waiting, np.int64).reshape(-1, 2)
+        both = ((kind, i) for kind in (0, 1) for i, _ in enumerate(LENGTHS))
+        kinds = {f"keys.{kind}.{i}": self.kinds[kind][i].keys for kind, i in both}
+        return kinds | {
+            "values": self.values,
+            "above": self.above,
+            "unit": self.unit,
+            "rows": self.rows,
+            "said": self.said,
+            "weights": self.weights,
+            "waiting": waiting,
+            "numbers": np.array(numbers, np.int64),
+            "probability": np.array(self.probability),
+        }
+
+    def restore(self, saved: dict[str, np.ndarray]) -> None:
+        """Take up where `snapshot` was made."""
+        for name in ("values", "above", "unit", "rows", "said", "weights"):
+            setattr(self, name, np.array(saved[name]))
+        self.waiting = [(int(moment), int(label)) for moment, label in saved["waiting"]]
+        count, *last = (int(number) for number in saved["numbers"])
+        self.count, self.last = count, (last[0], last[1], last[2])
+        self.probability = float(saved["probability"])
+        for kind in (0, 1):
+            for i, _ in enumerate(LENGTHS):
+                keys = np.array(saved[f"keys.{kind}.{i}"])
+                self.kinds[kind][i] = Kind(keys, (keys**2).sum(axis=2))
 
 
-def features(
-    state: State,
-    index: int,
-    relative: float,
-    p_value: float,
-    lag: Int[np.ndarray, " nearest"],
-    weight: Float[np.ndarray, " nearest"],
-) -> tuple[float, ...]:
-    """What the head sees of sample number `index`."""
-    recalled = 0.0
-    if state.labels and (total := float(weight.sum())) > 0:
-        recalled = float(weight @ state.said[(index - lag) % len(state.said)]) / total
-    return 1.0, log(max(relative, 1e-3)), -log10(max(p_value, 1e-9)), recalled
+def prior() -> Float[np.ndarray, " features"]:
+    """The weights before any label: nearer to confirmed than to dismissed speaks for an event."""
+    return np.array([0.0] + [FIRST_WEIGHT] * len(LENGTHS))
 
 
-def predict(state: State, index: int, seen: tuple[float, ...]) -> float:
-    """Probability of an event at sample number `index`; NaN before the first label."""
-    at = index % len(state.said)
-    state.features[at], state.said[at] = seen, 0.0
-    return sigmoid(float(np.dot(state.weights, seen))) if state.labels else nan
+def distance(
+    kind: Kind, shapes: Float[np.ndarray, "moments numbers"]
+) -> Float[np.ndarray, " moments"]:
+    """Distance to the nearest labelled moment of a kind."""
+    if not len(kind.keys):
+        return np.full(len(shapes), STRANGER)
+    keys = kind.keys.reshape(-1, shapes.shape[1])
+    lengths = [float(shape @ shape) for shape in shapes]
+    # One product with a vector after another: BLAS is slow for a matrix of one column.
+    least = [float((kind.square.reshape(-1) - 2 * (keys @ shape)).min()) for shape in shapes]
+    return np.sqrt(np.maximum(np.add(least, lengths), 0.0))
 
 
-def learn(state: State, indices: Int[np.ndarray, " samples"], label: int) -> State:
-    """Learn a label of some samples from the strangest of them.
+def fit(
+    weights: Float[np.ndarray, " features"],
+    rows: Float[np.ndarray, "labels features"],
+    said: Float[np.ndarray, " labels"],
+) -> Float[np.ndarray, " features"]:
+    """Fit the weights to all labels, from where they stand, by Newton's method.
 
     Args:
-        state: The head.
-        indices: Numbers of the samples, all still in the memory.
-        label: 1 or 0.
+        weights: The ones before.
+        rows: What each label found.
+        said: 1 or 0.
 
     Returns:
-        The head after the label.
+        The weights; those before, should a step lead nowhere.
     """
-    at = indices % len(state.said)
-    state.said[at] = 1.0 if label else -1.0
-    seen = state.features[at]
-    x = seen[np.argmax(seen[:, 1])]
-    p = sigmoid(float(x @ state.weights))
-    covariance = state.covariance + DRIFT * np.eye(len(x))
-    px = covariance @ x
-    gain = px / (1.0 / max(p * (1 - p), 1e-3) + x @ px)
-    weights = state.weights + gain * (label - p) / max(p * (1 - p), 1e-3)
-    covariance = covariance - np.outer(gain, px)
-    return state._replace(
-        weights=weights, covariance=0.5 * (covariance + covariance.T), labels=state.labels + 1
-    )
+    confirmed = said.sum()
+    each = np.where(
+        said > 0, 0.5 / max(confirmed, 1.0), 0.5 / max(len(said) - confirmed, 1.0)
+    ) * len(said)
+    first = prior()
+
+    def cost(w: np.ndarray) -> float:
+        logit = np.clip(rows @ w, -MOST, MOST)
+        fits = np.logaddexp(0.0, np.where(said > 0, -logit, logit))
+        return float(each @ fits + 0.5 * HOLD * ((w - first) ** 2).sum())
+
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-np.clip(rows @ weights, -MOST, MOST)))
+        slope = rows.T @ (each * (p - said)) + HOLD * (weights - first)
+        bend = (rows * (each * p * (1 - p))[:, None]).T @ rows + HOLD * np.eye(len(weights))
+        step = np.linalg.solve(bend, slope)
+        before = cost(weights)
+        while cost(weights - step) > before and np.abs(step).max() > 1e-6:
+            step = step / 2
+        if cost(weights - step) <= before:
+            weights = weights - step
+    return weights
 
 
 def sigmoid(x: float) -> float:
     """The logistic function, safe at both ends."""
-    return 1.0 / (1.0 + exp(-min(max(x, -30.0), 30.0)))
+    return 1.0 / (1.0 + exp(-min(max(x, -MOST), MOST)))

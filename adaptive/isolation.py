@@ -22,7 +22,6 @@ import numpy as np
 from adaptive.frames import decode, encode
 from adaptive.settings import Model
 
-
 SILENT = 300.0  # [s] without a word, also while it compiles: then it hangs
 ENDING = 10.0  # [s] from the end of its socket to its own
 

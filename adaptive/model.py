@@ -17,13 +17,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import attention, experts, recall, ring
+from adaptive import attention, coarse, experts, moments, recall, ring
 from adaptive.settings import EXPERTS, KINDS, Level
 
 TRUNK, RECALL, ENCODER, SERVED = (KINDS.index(k) for k in ("trunk", "recall", "encoder", "served"))
-LONG = 8192  # [samples] of the running mean and standard deviation
+STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, departure of the level
 DISCOUNT = 0.999  # of losses and gains
-BURN_IN = 32  # [samples] before outliers are cut
 RIDGE = 0.02  # of the gains, against the variance of the residual
 SEASON_EVERY = 64  # [samples] between two looks for the season
 SLOPES = len(recall.SCALES) + 1  # the parameters of recall, whose slopes are kept
@@ -59,6 +58,8 @@ class State(NamedTuple):
     seen: ring.Ring | ring.View  # (channels,) 1 where measured
     trunk: experts.State
     memory: recall.State
+    coarse: coarse.State
+    level: Float[Array, " channels"]  # mean of the newest `LEVEL` samples
     cache: attention.Cache
     made: Float[Array, "horizon made channels"]  # newest forecasts: KINDS, slopes of recall
     forecasts: ring.Ring | ring.View  # (horizon, made, channels) the earlier ones
@@ -72,7 +73,7 @@ class Output(NamedTuple):
 
     forecast: Float[Array, "horizon channels"]  # of the next samples
     spread: Float[Array, "horizon channels"]  # root of the discounted squared error
-    strange: Float[Array, " scales"]  # distance to the nearest moments; 0 while there are none
+    strange: Float[Array, " parts"]  # in `STRANGE` ways; -1 where unknown
     error: Float[Array, ""]  # largest one-step error of a channel, in its usual ones
     lag: Int[Array, " nearest"]  # [samples] to the attended moments, most attended first
     weight: Float[Array, " nearest"]  # attention on them
@@ -103,6 +104,8 @@ def init(params: Params, shape: Shape) -> State:
         seen=ring.init(rows, channels),
         trunk=experts.init(channels, horizon),
         memory=recall.init(shape.memory, horizon, channels),
+        coarse=coarse.init(shape.memory, channels),
+        level=zeros,
         cache=attention.init_cache(params.encoder, shape.window + shape.origins + horizon),
         made=jnp.zeros((horizon, len(KINDS) + SLOPES, channels), jnp.float32),
         forecasts=ring.init(horizon, horizon, len(KINDS) + SLOPES, channels),
@@ -144,19 +147,6 @@ def with_stream(bank: State, stream: Int[Array, ""], state: State) -> State:
         bank,
         is_leaf=is_ring,
     )
-
-
-def standardise(
-    state: State, count: Int[Array, ""], x: Float[Array, " channels"], seen: Float[Array, "..."]
-) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
-    """Move the running mean and variance (Welford, with a horizon of `LONG`) to the new sample."""
-    rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / LONG)
-    cut = jnp.where(count < BURN_IN, jnp.inf, experts.CLIP * jnp.sqrt(state.variance))
-    # A channel that never moved has no deviation to cut by.
-    cut = jnp.where(state.variance > 0, cut, jnp.inf)
-    off = jnp.clip(x - state.mean, -cut, cut)
-    mean = state.mean + rate * off
-    return mean, state.variance + rate * ((1 - rate) * off * off - state.variance)
 
 
 def gains(moments: Float[Array, "horizon 5"]) -> Float[Array, "horizon 2"]:
@@ -218,14 +208,22 @@ def recalled(
     values: ring.Ring | ring.View,
     scale: Float[Array, " channels"],
     lags: int,
-) -> tuple[Float[Array, "rows horizon channels"], Float[Array, " scales"], Array, Array, Array]:
+) -> tuple[
+    recall.State,
+    Float[Array, "rows horizon channels"],
+    Float[Array, " scales"],
+    Array,
+    Array,
+    Array,
+]:
     """Attend to `lags` moments of the memory.
 
     Returns:
-        The correction above its slopes in the parameters, the strangeness by scale, and the lags,
-        weights and channel shares of the most attended moments.
+        The memory, which knows the nearest moment now; the correction above its slopes in the
+        parameters, the strangeness by scale, and the lags, weights and channel shares of the most
+        attended moments.
     """
-    distance = recall.distances(memory, count, lags)
+    distance = recall.distances(memory.far, count, lags)
     rows = recall.weights(params, distance)
     out = recall.correction(memory, count, rows)
     weight, total = rows[0], jnp.sum(rows[1:], axis=1)[:, None, None]
@@ -234,10 +232,13 @@ def recalled(
     logit = recall.logits(params, distance)
     near = recall.nearest(jnp.concatenate((distance, -logit[None])))
     strange = recall.strangeness(near.distance[:-1])
+    first = jnp.where(jnp.isfinite(near.distance[1, 0]), near.lag[1, 0], 0)
     lag = jnp.where(jnp.isfinite(near.distance[-1]), near.lag[-1], 0)
     share = jnp.where(lag > 0, weight[jnp.clip(lags - lag, 0, lags - 1)], 0.0)
-    channel = recall.apart_by_channel(values, count, lag, share, scale)
-    return out, strange, lag, share, channel
+    unit = recall.unit(memory.far, scale)
+    channel = recall.apart_by_channel(values, count, lag, share, unit)
+    memory = memory._replace(far=memory.far._replace(lag=first))
+    return memory, out, strange, lag, share, channel
 
 
 def step(
@@ -264,7 +265,7 @@ def step(
     horizon, channels = state.loss.shape[1:]
     foreseen = state.made[0, SERVED]
     x = jnp.where(seen > 0, x, foreseen)
-    mean, variance = standardise(state, count, x, seen)
+    mean, variance = moments.standardise(state.mean, state.variance, count, x, seen)
     scale = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
     usual = jnp.sqrt(state.loss[SERVED, 0]) * scale
     error = jnp.max(seen * jnp.abs(x - foreseen) / (usual + 1e-3 * scale))
@@ -282,7 +283,11 @@ def step(
         ring.last(r, count - 1, lags) if lags else r.rows[0, 0, :0] for r in (values, all_seen)
     )
     memory = recall.remember(state.memory, count, left)
-    memory = recall.compare(memory, then, then_seen, x, seen, scale)
+    far = recall.compare(memory.far, then, then_seen, x, seen, scale)
+    memory = memory._replace(far=far)
+    means = coarse.take(state.coarse, count, x, seen, lags)
+    level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / moments.LEVEL)
+    newest_level = state.level + level_rate * (x - state.level)
 
     reach = experts.families(horizon)[0].lags
     window = ring.last(values, count, reach)
@@ -292,7 +297,7 @@ def step(
     trunk = experts.step(state.trunk, count, window, scale, past, past_seen * seen)
     season = lax.cond(
         count % SEASON_EVERY == 0,
-        lambda: experts.seasonal_lag(memory.distance[-1], memory.compared[-1]),
+        lambda: experts.seasonal_lag(memory.far.distance[-1], memory.far.compared[-1]),
         lambda: jnp.int32(0),
     )
     season = jnp.where(season > 0, season, state.season)
@@ -302,15 +307,11 @@ def step(
 
     zeros = jnp.zeros((1 + SLOPES, horizon, channels), jnp.float32)
     none = jnp.zeros(recall.NEAREST, jnp.float32)
-    by_recall, strange, lag, weight = (
-        zeros,
-        none[: len(recall.SCALES)],
-        none.astype(jnp.int32),
-        none,
-    )
+    by_recall, lag, weight = zeros, none.astype(jnp.int32), none
+    strange = jnp.full(len(recall.SCALES), -1.0)
     channel = jnp.zeros(channels, jnp.float32)
     if level.memory:
-        by_recall, strange, lag, weight, channel = recalled(
+        memory, by_recall, strange, lag, weight, channel = recalled(
             params.recall, memory, count, values, scale, lags
         )
     by_encoder = zeros[0]
@@ -343,9 +344,13 @@ def step(
         seen=all_seen,
         trunk=trunk,
         memory=memory,
+        coarse=means,
+        level=newest_level,
         cache=cache,
         made=made,
     )
     spread = jnp.sqrt(state.loss[SERVED]) * scale
     loss = jnp.mean(state.loss, axis=(1, 2))
+    off = moments.departure(newest_level, mean, scale, count)
+    strange = jnp.concatenate((strange, means.strange, off[None]))
     return state, Output(corrected[-1], spread, strange, error, lag, weight, channel, loss)

@@ -187,7 +187,7 @@ class Labelled:
         self.controller, self.time = controller, time
         self.waiting = sorted(labels, key=lambda label: label.known)[::-1]
         self.any = bool(self.waiting)
-        self.pending = Pending(controller.settings.memory_samples)
+        self.pending = Pending(controller.settings.feedback_samples)
 
     def show(self, row: int) -> None:
         """Show what is known when sample `row` arrives."""

@@ -12,7 +12,9 @@ the squared distances of the samples that led to both,
 so that windows are compared without ever being compared twice: O(lags x channels) a sample. Beside
 D runs the same average W(L) of what was there to compare (missing values, the time before the
 first sample and lags that a smaller level left out all count nothing); D/W is the distance, and it
-is used where W says that most of a window was compared.
+is used where W says that most of a window was compared. The unit sd of a channel is learned: where
+the nearest moment foretells a channel well, its deviations count more, as if its standard
+deviation were smaller, down to `LEAST_UNIT` of it.
 
 References:
     Mueen's and Yeh's matrix profile (ICDM 2016) compares windows by distance as well; here the
@@ -36,6 +38,11 @@ BLOCK = 16  # [samples]; two moments of one block are one
 FARTHEST = 100.0  # [variances] squared distances are cut there
 FULL = 4096  # [samples] the age that the penalty on age is given for
 COMPARED = 0.6  # how much of the average must be there, in [0, 1]
+COMMON = 0.1  # share of the memory that a common moment is near to
+LEAST_UNIT = 0.6  # of a channel, against its standard deviation
+SETTLED = 50  # comparisons before a channel's unit is believed
+SLOW = 6400  # [samples] of the running mean behind it
+CUT = 5.0  # [deviations] more counts as this much in it
 
 
 class Params(NamedTuple):
@@ -45,11 +52,20 @@ class Params(NamedTuple):
     age: Float[Array, ""]  # log of the penalty on `FULL` samples of age
 
 
-class State(NamedTuple):
-    """What is remembered of one stream. Lags run from the memory's length down to 1."""
+class Distances(NamedTuple):
+    """How far now is from each moment of the past. Lags run from the memory's length down to 1."""
 
-    distance: Float[Array, "scales lags"]  # D; the last row is of `SEASON_SCALE`
+    distance: Float[Array, "scales lags"]  # D
     compared: Float[Array, "scales lags"]  # W
+    apart: Float[Array, " channels"]  # mean squared difference to what followed the nearest moment
+    looked: Float[Array, ""]  # how many of them there were, up to `SLOW`
+    lag: Int[Array, ""]  # [samples] to the nearest moment; 0 where there is none
+
+
+class State(NamedTuple):
+    """What is remembered of one stream, sample by sample."""
+
+    far: Distances  # the last row is of `SEASON_SCALE`
     errors: ring.Ring | ring.View  # (horizon, channels) what the trunk got wrong afterwards
 
 
@@ -65,54 +81,76 @@ def init_params() -> Params:
     return Params(jnp.log(jnp.full(len(SCALES), 1.0, jnp.float32)), jnp.log(jnp.float32(0.1)))
 
 
+def init_distances(memory: int, channels: int, scales: int) -> Distances:
+    """No distances yet."""
+    empty = jnp.zeros((scales, memory), jnp.float32)
+    zeros = jnp.zeros(channels, jnp.float32)
+    return Distances(empty, empty, zeros, jnp.float32(0.0), jnp.int32(0))
+
+
 def init(memory: int, horizon: int, channels: int) -> State:
     """An empty memory of `memory` moments, each with the trunk's errors that followed it."""
-    rows = len(SCALES) + 1
-    empty = jnp.zeros((rows, memory), jnp.float32)
-    return State(empty, empty, ring.init(memory, horizon, channels))
+    far = init_distances(memory, channels, len(SCALES) + 1)
+    return State(far, ring.init(memory, horizon, channels))
+
+
+def unit(far: Distances, deviation: Float[Array, " channels"]) -> Float[Array, " channels"]:
+    """What a difference of 1 is in each channel, from its standard deviation."""
+    learned = jnp.clip(jnp.sqrt(far.apart), LEAST_UNIT * deviation, deviation)
+    return jnp.where(far.looked >= SETTLED, learned, deviation)
 
 
 def compare(
-    state: State,
+    far: Distances,
     then: Float[Array, "lags channels"],
     then_seen: Float[Array, "lags channels"],
     now: Float[Array, " channels"],
     seen: Float[Array, " channels"],
-    scale: Float[Array, " channels"],
-) -> State:
+    deviation: Float[Array, " channels"],
+) -> Distances:
     """Take in how far the newest sample is from each of the past.
 
     Args:
-        state: The memory.
+        far: The distances before it.
         then: The past samples, from `lags` ago down to 1 ago. A level that attends to less
             memory hands in fewer; the lags beyond are forgotten and grow anew later.
         then_seen: 1 where a value was measured, else 0.
         now: The newest sample.
         seen: 1 where it was measured.
-        scale: The running standard deviation.
+        deviation: The running standard deviation.
 
     Returns:
-        The memory with new distances.
+        The new distances; the nearest moment is yet to be found.
     """
-    lags, beyond = then.shape[0], state.distance.shape[1] - then.shape[0]
+    lags, beyond = then.shape[0], far.distance.shape[1] - then.shape[0]
     both = then_seen * seen
-    apart = jnp.minimum(((then - now) / scale) ** 2, FARTHEST) * both
+    apart = jnp.minimum(((then - now) / unit(far, deviation)) ** 2, FARTHEST) * both
     there = jnp.sum(both, axis=1)
     apart = jnp.sum(apart, axis=1) / jnp.maximum(there, 1.0)
     there = jnp.minimum(there, 1.0)
-    rate = 1.0 / jnp.asarray((*SCALES, SEASON_SCALE), jnp.float32)[:, None]
-    distance = state.distance[:, beyond:] * (1 - rate) + rate * (apart * there)
-    compared = state.compared[:, beyond:] * (1 - rate) + rate * there
-    if lags < state.distance.shape[1]:
+    scales = (*SCALES, SEASON_SCALE)[: far.distance.shape[0]]
+    rate = 1.0 / jnp.asarray(scales, jnp.float32)[:, None]
+    distance = far.distance[:, beyond:] * (1 - rate) + rate * (apart * there)
+    compared = far.compared[:, beyond:] * (1 - rate) + rate * there
+    if beyond:
         distance = jnp.pad(distance, ((0, 0), (beyond, 0)))
         compared = jnp.pad(compared, ((0, 0), (beyond, 0)))
-    return state._replace(distance=distance, compared=compared)
+    far = far._replace(distance=distance, compared=compared)
+    if not lags:
+        return far._replace(lag=jnp.int32(0))
+    # What followed the nearest moment, against what came now.
+    row = jnp.clip(lags - far.lag, 0, lags - 1)
+    known = both[row] * ((far.lag > 0) & (far.lag <= lags))
+    off = jnp.minimum((now - then[row]) ** 2, (CUT * deviation) ** 2)
+    looked = jnp.minimum(far.looked + jnp.max(known), SLOW)
+    mean = far.apart + known * (off - far.apart) / jnp.maximum(looked, 1.0)
+    return far._replace(apart=mean, looked=looked)
 
 
-def distances(state: State, count: Int[Array, ""], lags: int) -> Float[Array, "scales lags"]:
+def distances(far: Distances, count: Int[Array, ""], lags: int) -> Float[Array, "scales lags"]:
     """Read the distances to the moments that count: compared enough, and old enough."""
-    distance = state.distance[: len(SCALES), -lags:]
-    compared = state.compared[: len(SCALES), -lags:]
+    distance = far.distance[: len(SCALES), -lags:]
+    compared = far.compared[: len(SCALES), -lags:]
     scale = jnp.asarray(SCALES)[:, None]
     youngest = jnp.minimum(DELAY, jnp.maximum(count // 4, 2 * scale))
     counts = (compared > COMPARED) & (jnp.arange(lags, 0, -1) >= youngest)
@@ -164,10 +202,23 @@ def nearest(distance: Float[Array, "rows lags"]) -> Nearest:
 
 
 def strangeness(distance: Float[Array, "scales nearest"]) -> Float[Array, " scales"]:
-    """Mean root distance to the nearest moments, at each scale; 0 while there are none."""
+    """Mean root distance to the nearest moments, at each scale; -1 while there are none."""
     there = jnp.isfinite(distance)
     root = jnp.sqrt(jnp.where(there, distance, 0.0))
-    return jnp.sum(root, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
+    mean = jnp.sum(root, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
+    return jnp.where(there.any(axis=1), mean, -1.0)
+
+
+def rareness(distance: Float[Array, " lags"]) -> Float[Array, ""]:
+    """Root distance within which the share `COMMON` of the memory lies; -1 while there is none.
+
+    What comes again and again has near neighbours, and still few of them: the nearest alone
+    would not tell.
+    """
+    least = jnp.sort(jnp.min(distance.reshape(-1, BLOCK), axis=1))
+    there = jnp.sum(jnp.isfinite(least))
+    row = jnp.round(COMMON * (there - 1)).astype(jnp.int32)
+    return jnp.where(there > 0, jnp.sqrt(least[jnp.maximum(row, 0)]), -1.0)
 
 
 def remember(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
 BLOCK = 32  # samples that one compiled call takes at most
 EXPERTS = ("persistence", "seasonal", "rls-long", "rls-short", "rls-own")
 KINDS = (*EXPERTS, "trunk", "recall", "encoder", "served")  # the forecasts that are judged
@@ -61,6 +62,11 @@ class Model:
             raise ValueError(
                 f"model.dim must be a multiple of model.heads, got {self.dim} and {self.heads}"
             )
+
+    @property
+    def feedback_samples(self) -> int:
+        """How far back feedback may reach."""
+        return FEEDBACK_REACH * self.memory_samples
 
     def ladder(self) -> tuple[Level, ...]:
         """The levels, cheapest first, none larger than this model."""

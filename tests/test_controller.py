@@ -90,12 +90,12 @@ def test_the_mandatory_estimate_is_the_difference_to_the_last_value_in_usual_one
         mean = mean + rate * (surprise - mean) if mean > 0 else surprise
 
         assert (estimate.stream, estimate.index, estimate.level) == (0, n, MANDATORY)
-        assert estimate.relative == pytest.approx(relative, rel=1e-9)
+        assert estimate.surprise.relative == pytest.approx(relative, rel=1e-9)
         np.testing.assert_allclose(estimate.forecast, np.tile(last, (2, 1)), rtol=1e-6)
         wanted = np.sqrt(np.outer((1, 2), square))
         np.testing.assert_allclose(estimate.spread, wanted, rtol=1e-5)
         assert estimate.explanation is estimate.loss is None
-        assert 0 < estimate.p_value <= 1
+        assert 0 < estimate.surprise.p_value <= 1
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from adaptive import loop as loop_module
 from adaptive import outlet as outlet_module
 from adaptive.bank import Bank, Track
+from adaptive.calibration import Surprise
 from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate
 from adaptive.feedback import Pending
 from adaptive.governor import Decision, Governor, Settings
@@ -83,7 +84,7 @@ class FakeController(Controller):
 
     def estimate(self, stream, index, values, level):
         last = values[None].astype(np.float32)
-        return Estimate(stream, index, level, 1.0, 0.5, last, last, None, None)
+        return Estimate(stream, index, level, Surprise(1.0, 0.0, 0.5), last, last, None, None)
 
     @staticmethod
     def now():

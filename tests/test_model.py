@@ -60,7 +60,7 @@ def answers(controller, values, levels=FULL, sizes=32):
 
 def flat(estimate):
     """All numbers of an estimate."""
-    numbers = [estimate.index, estimate.level, estimate.relative, estimate.p_value]
+    numbers = [estimate.index, estimate.level, *estimate.surprise]
     arrays = (estimate.forecast, estimate.spread, *estimate.explanation, estimate.loss)
     return np.concatenate([numbers, *(np.ravel(a) for a in arrays)]).astype(np.float64)
 
@@ -112,11 +112,13 @@ def test_a_constant_stream_is_foreseen_and_nothing_about_it_is_strange(fresh):
     estimates = answers(controller, values)
     assert all_finite(controller, estimates)
     np.testing.assert_allclose(estimates[-1].forecast, 5.0, rtol=1e-6)
-    assert estimates[-1].relative == 1.0
+    assert estimates[-1].surprise.relative == 1.0
+    assert estimates[-1].surprise.above < 1.0
     # A step out of it is strange, and does no lasting harm.
     after = answers(controller, np.full((64, CHANNELS), 6.0))
     assert all_finite(controller, after)
-    assert after[0].relative >= 1.0
+    assert after[0].surprise.relative >= 1.0
+    assert max(e.surprise.above for e in after) > 8.0
     np.testing.assert_allclose(after[-1].forecast, 6.0, rtol=0.05)
 
 
@@ -130,7 +132,7 @@ def test_huge_and_tiny_scales_stay_finite(fresh, scale):
     leaves = jax.tree.leaves(controller.engine.bank)
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     for e in estimates:
-        assert np.isfinite([e.relative, e.p_value]).all()
+        assert np.isfinite(e.surprise).all()
         if scale < 1e20:
             assert np.isfinite(flat(e)).all()
 

@@ -16,7 +16,7 @@ def compare(state, then, then_seen, now, seen):
 
 def compared(values, seen, lags):
     """Take a stream through the memory, sample n at a level that attends to `lags[n]` moments."""
-    state = recall.init(MEMORY, 1, CHANNELS)
+    state = recall.init_distances(MEMORY, CHANNELS, len(recall.SCALES) + 1)
     pad = np.zeros((MEMORY, CHANNELS))
     values, seen = (np.concatenate((pad, a)).astype(np.float32) for a in (values, seen))
     for n, many in enumerate(lags):
@@ -80,7 +80,7 @@ def test_the_newest_moments_and_hardly_compared_ones_do_not_count(count):
     lags, rng = 256, np.random.default_rng(2)
     distance = rng.uniform(0, 4, (4, lags)).astype(np.float32)
     there = rng.uniform(0.3, 1, (4, lags)).astype(np.float32)
-    state = recall.init(lags, 1, 1)._replace(distance=distance, compared=there)
+    state = recall.init_distances(lags, 1, 4)._replace(distance=distance, compared=there)
     got = np.asarray(recall.distances(state, jnp.int32(count), lags))
     lag = np.arange(lags, 0, -1)
     for row, scale in enumerate(recall.SCALES):
@@ -132,7 +132,8 @@ def test_where_no_moment_may_speak_there_is_no_weight_and_no_nan():
     params = recall.init_params()
     rows = jax.jit(recall.weights)(params, jnp.full((3, 64), jnp.inf))
     np.testing.assert_array_equal(rows, 0.0)
-    np.testing.assert_array_equal(recall.strangeness(jnp.full((3, 5), jnp.inf)), 0.0)
+    np.testing.assert_array_equal(recall.strangeness(jnp.full((3, 5), jnp.inf)), -1.0)
+    assert recall.rareness(jnp.full(64, jnp.inf)) == -1.0
 
 
 def test_the_nearest_moments_are_the_least_distances_with_one_for_each_block():
@@ -157,6 +158,31 @@ def test_the_nearest_moments_are_the_least_distances_with_one_for_each_block():
         near = np.asarray(got.distance[row])
         wanted = np.sqrt(near[np.isfinite(near)]).mean()
         assert float(strange[row]) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_rareness_is_the_distance_within_which_a_tenth_of_the_memory_lies():
+    distance = np.random.default_rng(11).uniform(0, 9, 32 * recall.BLOCK).astype(np.float32)
+    distance[: 11 * recall.BLOCK] = np.inf  # 21 blocks are left
+    least = np.sort(distance.reshape(-1, recall.BLOCK).min(axis=1))
+    assert recall.rareness(jnp.asarray(distance)) == pytest.approx(np.sqrt(least[2]), rel=1e-6)
+
+
+def test_a_channel_that_the_nearest_moment_foretells_counts_more():
+    rng, many = np.random.default_rng(12), 200
+    regular = np.tile([0.0, 3.0, 1.0, -2.0], many // 4)
+    values = np.stack((regular, rng.normal(0, regular.std(), many)), axis=1).astype(np.float32)
+    deviation = jnp.asarray(values.std(axis=0))
+    far, seen = recall.init_distances(MEMORY, CHANNELS, 3), jnp.ones((MEMORY, CHANNELS))
+    np.testing.assert_array_equal(recall.unit(far, deviation), deviation)
+    off = []
+    for n in range(MEMORY, many):
+        then, now = jnp.asarray(values[n - MEMORY : n]), jnp.asarray(values[n])
+        far = recall.compare(far._replace(lag=jnp.int32(4)), then, seen, now, seen[0], deviation)
+        off.append((values[n] - values[n - 4]) ** 2)
+    cut = (recall.CUT * np.asarray(deviation)) ** 2
+    np.testing.assert_allclose(far.apart, np.minimum(off, cut).mean(axis=0), rtol=1e-4, atol=1e-6)
+    got = np.asarray(recall.unit(far, deviation)) / np.asarray(deviation)
+    np.testing.assert_allclose(got, [recall.LEAST_UNIT, 1.0], rtol=1e-6)
 
 
 remember = jax.jit(recall.remember)

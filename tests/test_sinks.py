@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from adaptive.calibration import Surprise
 from adaptive.controller import MANDATORY, Answer, Estimate, Explanation
 from adaptive.sinks import JsonLinesSink, ListSink, MqttSink, Result, Sink, append, encode
 from sensors.mqtt import Broker, Connection
@@ -19,7 +20,7 @@ def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=
         np.array([12, 250], np.int32), np.array([0.75, 0.25]), np.array([0.2, 0.8])
     )
     estimate = Estimate(
-        0, sequence, 3 if why else MANDATORY, 4.0, p_value,
+        0, sequence, 3 if why else MANDATORY, Surprise(4.0, 4.0, p_value),
         np.array([forecast], np.float32), np.array([[0.1, np.inf]], np.float32),
         explanation if why else None, None,
     )  # fmt: skip

@@ -1,0 +1,91 @@
+"""The memory at a second rate: the same comparison on means of a few samples.
+
+Moments several times as far back, and windows several times as long, for a part of the cost.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from adaptive import moments, recall, ring
+
+RATE = 4  # [samples] in a mean
+
+
+class State(NamedTuple):
+    """What is remembered of one stream in means of `RATE` samples."""
+
+    far: recall.Distances
+    values: ring.Ring | ring.View  # (channels,) the newest is of the samples so far
+    seen: ring.Ring | ring.View  # (channels,) 1 where any of them was measured
+    total: Float[Array, " channels"]  # of the newest
+    there: Float[Array, " channels"]  # samples in it
+    mean: Float[Array, " channels"]
+    variance: Float[Array, " channels"]
+    strange: Float[Array, " parts"]  # at the last whole mean
+
+
+def init(memory: int, channels: int) -> State:
+    """An empty memory of `memory` means."""
+    rows, zeros = memory + recall.SCALES[1], jnp.zeros(channels, jnp.float32)
+    return State(
+        recall.init_distances(memory, channels, len(recall.SCALES)),
+        ring.init(rows, channels),
+        ring.init(rows, channels),
+        zeros,
+        zeros,
+        zeros,
+        zeros,
+        jnp.full(len(recall.SCALES) + 1, -1.0, jnp.float32),
+    )
+
+
+def look(coarse: State, token: Int[Array, ""], mean: Array, variance: Array, lags: int) -> State:
+    """Compare the newest mean, number `token`, once it is whole, with those before."""
+    rows = [ring.last(r, token, lags + 1) for r in (coarse.values, coarse.seen)]
+    (then, now), (then_seen, seen) = ((r[:-1], r[-1]) for r in rows)
+    deviation = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
+    far = recall.compare(coarse.far, then, then_seen, now, seen, deviation)
+    coarse = coarse._replace(far=far, mean=mean, variance=variance)
+    if not lags:
+        return coarse._replace(strange=jnp.full_like(coarse.strange, -1.0))
+    distance = recall.distances(far, token, lags)
+    near = recall.nearest(distance)
+    strange = jnp.append(recall.strangeness(near.distance), recall.rareness(distance[1]))
+    lag = jnp.where(jnp.isfinite(near.distance[1, 0]), near.lag[1, 0], 0)
+    return coarse._replace(far=far._replace(lag=lag), strange=strange)
+
+
+def take(
+    coarse: State,
+    count: Int[Array, ""],
+    x: Float[Array, " channels"],
+    seen: Float[Array, " channels"],
+    lags: int,
+) -> State:
+    """Take a sample into the newest mean of `RATE`; compare the mean when it is whole."""
+    token, part = count // RATE, count % RATE
+    total = jnp.where(part == 0, 0.0, coarse.total) + x * seen
+    there = jnp.where(part == 0, 0.0, coarse.there) + seen
+    measured = (there > 0).astype(jnp.float32)
+    newest = total / jnp.maximum(there, 1.0)
+    coarse = coarse._replace(
+        values=ring.push(coarse.values, token, newest),
+        seen=ring.push(coarse.seen, token, measured),
+        total=total,
+        there=there,
+    )
+    mean, variance = moments.standardise(coarse.mean, coarse.variance, token, newest, measured)
+    kept = coarse._replace(values=None, seen=None)  # rings are read there, never passed through
+
+    def compare() -> State:
+        new = look(coarse, token, mean, variance, lags)
+        return new._replace(values=None, seen=None)
+
+    def keep() -> State:
+        return kept
+
+    moved = lax.cond(part == RATE - 1, compare, keep)
+    return moved._replace(values=coarse.values, seen=coarse.seen)
