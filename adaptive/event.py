@@ -33,7 +33,7 @@ LARGEST = 1 << 18  # numbers in the keys of a kind, a length and an end at most
 SAME = 0.01  # added to distances: two that small are alike
 STRANGER = 2.0**0.5  # distance to a kind that nothing is known of: that of unrelated shapes
 FIRST_WEIGHT, HOLD = 1.0, 1.0  # prior of the weights: mean, and inverse of the variance
-STEPS = 4  # of Newton's method, after each label
+STEPS, CLOSE = 4, 1e-2  # of Newton's method, after each label: how many, and when it is there
 MOST = 30.0  # of a logit
 STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
 
@@ -216,10 +216,10 @@ def distance(
     if not len(kind.keys):
         return np.full(len(shapes), STRANGER)
     keys = kind.keys.reshape(-1, shapes.shape[1])
-    lengths = [float(shape @ shape) for shape in shapes]
-    # One product with a vector after another: BLAS is slow for a matrix of one column.
-    least = [float((kind.square.reshape(-1) - 2 * (keys @ shape)).min()) for shape in shapes]
-    return np.sqrt(np.maximum(np.add(least, lengths), 0.0))
+    # BLAS is slow for a matrix of one column.
+    product = keys @ (shapes[0] if len(shapes) == 1 else shapes.T)
+    least = kind.square.reshape(-1, 1) - 2 * product.reshape(len(keys), -1)
+    return np.sqrt(np.maximum(least.min(axis=0) + (shapes**2).sum(axis=1), 0.0))
 
 
 def fit(
@@ -253,6 +253,8 @@ def fit(
         slope = rows.T @ (each * (p - said)) + HOLD * (weights - first)
         bend = (rows * (each * p * (1 - p))[:, None]).T @ rows + HOLD * np.eye(len(weights))
         step = np.linalg.solve(bend, slope)
+        if np.abs(step).max() < CLOSE:
+            break
         before = cost(weights)
         while cost(weights - step) > before and np.abs(step).max() > 1e-6:
             step = step / 2

@@ -12,7 +12,7 @@ References:
 """
 
 from array import array
-from math import log, sqrt
+from math import log
 
 LEAST = 0.05  # values are blurred by so much: what is smaller is alike
 BINS, BINS_PER_E, FIRST = 384, 32, log(LEAST)  # of the histogram of log value
@@ -75,30 +75,30 @@ class Usual:
         Returns:
             0 for the first, negative below the median.
         """
-        place = (log(sqrt(value * value + LEAST * LEAST)) - FIRST) * BINS_PER_E
-        place = min(place, BINS - 0.5)
-        if self.number < UNSURE or self.number % EVERY == 0:
+        place = (0.5 * log(value * value + LEAST * LEAST) - FIRST) * BINS_PER_E
+        if place > BINS - 0.5:
+            place = BINS - 0.5
+        number = self.number
+        if number < UNSURE or number % EVERY == 0:
             self._look()
-        above = (place - self.median) / self.spread if self.number else 0.0
-        self._count(int(place))
+        above = (place - self.median) / self.spread if number else 0.0
+        # Count it, here rather than in a method: this is called for each part of each sample.
+        bin_, weight = int(place), self.weight
+        self.counts[bin_] += weight
+        self.total += weight
+        self.number = number = number + 1
+        for quantile in self.quantiles:
+            if bin_ < quantile.at:
+                quantile.below += weight
+        self.weight = weight * (1 + max((FORGETTING - 1) / number, 1 / LONGEST))
+        if weight > RESCALE_AT:
+            self._rescale()
         return above
 
     def _look(self) -> None:
         median, lower, upper = (q.move(self.counts, self.total) for q in self.quantiles)
         spread = max(OF_LOWER * (median - lower), OF_UPPER * (upper - median))
         self.median, self.spread = median, max(spread, LEAST_SPREAD * BINS_PER_E)
-
-    def _count(self, bin_: int) -> None:
-        weight = self.weight
-        self.counts[bin_] += weight
-        self.total += weight
-        self.number += 1
-        for quantile in self.quantiles:
-            if bin_ < quantile.at:
-                quantile.below += weight
-        self.weight *= 1 + max((FORGETTING - 1) / self.number, 1 / LONGEST)
-        if self.weight > RESCALE_AT:
-            self._rescale()
 
     def _rescale(self) -> None:
         self.counts = array("d", [c / self.weight for c in self.counts])

@@ -105,7 +105,7 @@ def test_the_weights_are_the_best_ones_by_another_solver(confirmed):
         return each @ fits + 0.5 * ((w - event.prior()) ** 2).sum()
 
     wanted = minimize(cost, event.prior(), tol=1e-10).x
-    np.testing.assert_allclose(weights, wanted, atol=1e-3)
+    np.testing.assert_allclose(weights, wanted, atol=2 * event.CLOSE)
 
 
 def test_a_shape_is_the_same_wherever_the_ring_begins_and_whatever_its_level():
