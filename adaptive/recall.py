@@ -95,9 +95,13 @@ def init(memory: int, horizon: int, channels: int) -> State:
 
 
 def unit(far: Distances, deviation: Float[Array, " channels"]) -> Float[Array, " channels"]:
-    """What a difference of 1 is in each channel, from its standard deviation."""
+    """What a difference of 1 is in each channel, from its standard deviation.
+
+    Channels differ in weight, but their mean weight is 1: a single one has its deviation.
+    """
     learned = jnp.clip(jnp.sqrt(far.apart), LEAST_UNIT * deviation, deviation)
-    return jnp.where(far.looked >= SETTLED, learned, deviation)
+    learned = jnp.where(far.looked >= SETTLED, learned, deviation)
+    return learned * jnp.sqrt(jnp.mean((deviation / learned) ** 2))
 
 
 def compare(

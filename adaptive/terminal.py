@@ -99,7 +99,7 @@ def loss(track: Track) -> str:
 def alarms(tracks: Iterable[Track]) -> Table:
     """The newest alarms of all streams, newest first."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
-    for name in ("last alarms", "time [s]", "strength"):
+    for name in ("last alarms", "time [s]", "score"):
         table.add_column(name, style="dim", justify="left" if name == "last alarms" else "right")
     table.add_column("reason", style="dim", no_wrap=True, overflow="ellipsis")
     found = [result for track in tracks for result in track.alarms]
@@ -107,7 +107,7 @@ def alarms(tracks: Iterable[Track]) -> Table:
         table.add_row(
             Text(result.sample.stream, overflow="ellipsis", no_wrap=True),
             f"{result.sample.time:.2f}",
-            f"{result.answer.strength:.2f}",
+            f"{result.answer.score:.2f}",
             result.reason,
         )
     return table
