@@ -12,6 +12,7 @@ from adaptive import replay
 from adaptive.__main__ import main
 from adaptive.controller import Controller
 from adaptive.engine import Engine
+from adaptive.event import LOOK
 
 ROWS = 130
 SMALL = """
@@ -268,8 +269,9 @@ def test_labels_are_shown_when_known_and_none_past_the_limit(run, tmp_path, show
     # Five samples later; row n is answered after n others, and knows what is known by then.
     assert shown == [(15, [10], 1), (25, [20], 0), (35, [30, 31, 32, 33], 1), (85, [80], 1)]
     event = arrays_of(out / "a.npz")["event"]
-    assert np.isnan(event[:15]).all()
-    assert ((event[15:] > 0) & (event[15:] < 1)).all()
+    # The first is learned when what follows it has been seen.
+    assert np.isnan(event[: 10 + LOOK]).all()
+    assert ((event[10 + LOOK + 5 :] > 0) & (event[10 + LOOK + 5 :] < 1)).all()
 
 
 def test_without_labels_there_is_no_event(run, tmp_path):
