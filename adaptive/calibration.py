@@ -240,10 +240,11 @@ class Calibration:
 
     def _alarm(self, level: int, above: float) -> bool:
         asked = self.alarms_per_day * self.interval / 86400.0  # of the samples
-        if self.seen == BURN_IN and asked > 0:
-            usual = self.ranks[level].quantile(asked) if level in self.ranks else inf
-            self.threshold = min(self.threshold, usual)
-        if self.seen <= BURN_IN:
+        if self.seen == BURN_IN and level in self.ranks:
+            rank = self.ranks[level]
+            if 2 * rank.total >= BURN_IN:  # of a few samples the quantile says nothing
+                self.threshold = min(self.threshold, rank.quantile(asked))
+        if self.seen <= BURN_IN or not self.alarms_per_day:
             return False
         if self.resting:
             self.resting -= 1

@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 def init(memory: int, channels: int) -> State:
     """An empty memory of `memory` means."""
-    rows, zeros = memory + recall.SCALES[1], jnp.zeros(channels, jnp.float32)
+    rows, zeros = memory + 1, jnp.zeros(channels, jnp.float32)
     return State(
         recall.init_distances(memory, channels, len(recall.SCALES)),
         ring.init(rows, channels),

@@ -12,7 +12,7 @@ the answer, with its alarm. `learn` is the gradient step, for when there is time
 
 from collections import deque
 from dataclasses import dataclass
-from math import isfinite, isnan, prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -156,7 +156,7 @@ class Controller:
         surprise = member.mandatory.observe(plain, measured)
         compared = member.calibration.rank(MANDATORY, (surprise,))
         # As known now: a later sample of the same call may be the first of its channel.
-        anchor = [0.0 if isnan(a) else a for a in member.mandatory.first]
+        anchor = member.mandatory.anchor
         centred = [
             min(max(x - a, -LARGEST), LARGEST) if isfinite(x) else 0.0
             for x, a in zip(plain, anchor, strict=True)
@@ -235,8 +235,8 @@ class Controller:
         """Decide about the alarm; once for each sample, in the order of the stream."""
         member = self.members[estimate.stream]
         verdict = member.calibration.judge(time, values.tolist(), estimate.level, estimate.surprise)
-        anchor = [0.0 if isnan(a) else a for a in member.mandatory.first]
-        probability = member.head.observe(estimate.index, values - anchor, estimate.surprise.above)
+        centred = values - member.mandatory.anchor
+        probability = member.head.observe(estimate.index, centred, estimate.surprise.above)
         return Answer(estimate, *verdict, probability)
 
     # --- learning -------------------------------------------------------------------------------

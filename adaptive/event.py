@@ -35,6 +35,7 @@ STRANGER = 2.0**0.5  # distance to a kind that nothing is known of: that of unre
 FIRST_WEIGHT, HOLD = 1.0, 1.0  # prior of the weights: mean, and inverse of the variance
 STEPS, CLOSE = 4, 1e-2  # of Newton's method, after each label: how many, and when it is there
 MOST = 30.0  # of a logit
+WAITING = 512  # [samples] that a label may wait for its turn
 STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
 
 
@@ -55,8 +56,9 @@ class Head:
             memory: How far back a label may reach [samples].
             channels: Of the stream.
         """
-        self.values = np.zeros((memory, channels), np.float32)  # ring
-        self.above = np.full(memory, -np.inf, np.float32)  # ring: how strange each sample was
+        length = memory + LENGTHS[-1] + WAITING
+        self.values = np.zeros((length, channels), np.float32)  # ring
+        self.above = np.full(length, -np.inf, np.float32)  # ring: how strange each sample was
         self.count = 0  # samples seen
         self.unit = np.ones(channels, np.float32)  # of the shapes; measured at the first label
         self.waiting: list[tuple[int, int]] = []  # labelled moments that have yet to show
@@ -87,10 +89,12 @@ class Head:
             self._put(missing, held, 0.0)
         at = index % length
         self._put(index, np.where(np.isfinite(values), values, self.values[at - 1]), above)
-        while self.waiting and self.waiting[0][0] + LOOK < self.count:
-            moment, label = self.waiting.pop(0)
-            if moment >= self.count - length + LENGTHS[-1]:
-                self._learn(moment, label)
+        oldest = self.count - length + LENGTHS[-1]
+        while self.waiting and (moment := self.waiting[0][0]) + LOOK < self.count:
+            self._learn(*self.waiting.pop(0))
+            # One a sample, to be in time; but none may fall out of the memory.
+            if moment > oldest + WAITING // 2:
+                break
         if self.labels and self.count % EVERY == 0:
             found = self._found(np.array([self.count - 1]))[0]
             self.probability = sigmoid(float(found @ self.weights))

@@ -11,9 +11,14 @@ class Mandatory:
 
     def __init__(self, channels: int):
         self.count = 0
-        self.first = [nan] * channels  # first values: centring keeps float32 exact enough
+        self.first = [nan] * channels  # values; see `anchor`
         self.last = [nan] * channels
         self.deviation = [0.0] * channels  # running mean square of the differences
+
+    @property
+    def anchor(self) -> list[float]:
+        """What is taken off the values so that float32 is exact enough; 0 before the first."""
+        return [0.0 if isnan(first) else first for first in self.first]
 
     def observe(self, values: list[float], measured: list[bool]) -> float:
         """Take in a sample; return its difference to the last one, in usual ones.

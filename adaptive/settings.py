@@ -91,7 +91,8 @@ class Alarms:
     alarms_per_day: float = 1.0
     """How many alarms a day of each stream are wanted, in the long run."""
     rest_samples: int = 100
-    """Repeats within so many samples of an alarm are not alarms of their own."""
+    """Repeats within so many samples of an alarm are not alarms of their own; no longer than a
+    twentieth of the time that is asked for between two alarms."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alarms_per_day < inf:

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,23 +32,26 @@ def answer(engines: dict[int, Engine], number: int, name: str, args: list) -> An
 
 
 def serve(line: Connection) -> None:
-    """Answer until the other side is gone."""
+    """Answer until the other side is gone, which may be while an answer is made."""
     engines: dict[int, Engine] = {}
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):
+        while True:
             request = line.recv_bytes()
-        except (EOFError, ConnectionError):
-            return
-        try:
-            value = answer(engines, *decode(request))
-            if isinstance(value, Iterator):
-                for step in value:
-                    line.send_bytes(encode(("step", step)))
-                value = None
-            reply = encode(("done", value))
-        except Exception:
-            reply = encode(("failed", traceback.format_exc()))
-        line.send_bytes(reply)
+            for reply in replies(engines, request):
+                line.send_bytes(reply)
+
+
+def replies(engines: dict[int, Engine], request: bytes) -> Iterator[bytes]:
+    """What is said to a request: the steps of what takes long, then how it ended."""
+    try:
+        value = answer(engines, *decode(request))
+        if isinstance(value, Iterator):
+            yield from (encode(("step", step)) for step in value)
+            value = None
+        reply = encode(("done", value))
+    except Exception:
+        reply = encode(("failed", traceback.format_exc()))
+    yield reply
 
 
 if __name__ == "__main__":

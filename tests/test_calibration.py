@@ -1,10 +1,11 @@
 import json
+from math import asinh
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from adaptive.calibration import BURN_IN, Calibration, Rank
+from adaptive.calibration import BURN_IN, FIRST_THRESHOLD, Calibration, Rank
 
 INTERVAL = 60.0  # [s]
 PER_DAY = 86400.0 / INTERVAL
@@ -153,6 +154,22 @@ def test_a_restored_calibration_goes_on_as_if_nothing_had_happened(before):
     for n in range(before, 1000):
         assert take(one, n) == take(other, n)
     assert one.snapshot() == other.snapshot()
+
+
+@pytest.mark.parametrize("asked", [0.0, 1e-9])
+def test_none_are_asked_for_and_none_come(asked):
+    surprises = np.random.default_rng(14).exponential(size=1000)
+    surprises[700] = 40.0
+    alarms = [v.alarm for v in judged(Calibration(asked, 0), surprises)]
+    assert sum(alarms) == (asked > 0)
+
+
+def test_a_level_that_was_hardly_seen_does_not_set_the_first_threshold():
+    calibration = Calibration(0.02 * PER_DAY, 0)
+    for n, x in enumerate(np.random.default_rng(15).exponential(size=300)):
+        level = 0 if n < 295 else 1
+        calibration.judge(INTERVAL * n, [0.0], level, calibration.rank(level, (x,)))
+    assert calibration.threshold == asinh(FIRST_THRESHOLD)
 
 
 def test_counts_that_are_halved_keep_the_p_values():

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -125,13 +123,14 @@ def test_a_shape_is_the_same_wherever_the_ring_begins_and_whatever_its_level():
 
 def test_samples_that_were_left_out_and_missing_values_are_held():
     head = Head(256, 1)
-    for index, value in ((0, 1.0), (1, 2.0), (5, 7.0), (6, np.nan), (400, 3.0)):
+    for index, value in ((0, 1.0), (1, 2.0), (5, 7.0), (6, np.nan), (2000, 3.0)):
         head.observe(index, np.array([value]), 1.0)
         if index == 6:
             assert head.values[:7, 0].tolist() == [1, 2, 2, 2, 2, 7, 7]
-    assert head.count == 401
-    assert head.values[400 % 256, 0] == 3
-    assert (np.delete(head.values[:, 0], 400 % 256) == 7).all()
+    at = 2000 % len(head.values)
+    assert head.count == 2001
+    assert head.values[at, 0] == 3
+    assert (np.delete(head.values[:, 0], at) == 7).all()
 
 
 def test_no_more_labels_are_kept_than_fit(monkeypatch):
@@ -152,7 +151,6 @@ def test_a_restored_head_goes_on_as_if_nothing_had_happened():
     early, late = ([x for x in labels if (x[0] <= cut - 1) == first] for first in (True, False))
     lived(one, values[:cut], early)
     other.restore({name: array.copy() for name, array in one.snapshot().items()})
-    json.dumps(other.waiting)
     a, b = (lived(head, values[cut:], late, cut) for head in (one, other))
     np.testing.assert_array_equal(a, b)
     assert np.isfinite(a).all()
@@ -174,3 +172,18 @@ def test_labels_of_what_is_forgotten_or_yet_to_come_are_ignored():
     assert [moment for moment, _ in head.waiting] == [88]
     assert controller.label(1, np.array([reach + 87]), 0)
     assert len(head.waiting) == 2
+
+
+def test_every_label_that_is_taken_is_learned_one_a_sample():
+    head, many, late = Head(MEMORY, 1), 300, 250
+    values, _, _ = stream(np.random.default_rng(8), 30)
+    lived(head, values[:3000])
+    for moment in range(3000 - MEMORY, 3000 - MEMORY + many):
+        head.learn(np.array([moment]), moment % 2)
+    assert len(head.waiting) == many
+    for learned in range(1, late):
+        head.observe(2999 + learned, values[[2999 + learned]], 0.0)
+        assert head.labels == learned
+    for index in range(2999 + late, 3000 + many):
+        head.observe(index, values[[index]], 0.0)
+    assert (head.labels, head.waiting) == (many, [])

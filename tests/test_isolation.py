@@ -178,3 +178,15 @@ def test_the_process_ends_with_the_one_that_started_it():
     os.kill(process.child.pid, signal.SIGTERM)
     process.line.close()
     assert process.child.wait(30.0) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["outputs", "warm_up"])
+def test_it_ends_without_a_word_when_nobody_waits_for_its_answer(asked, capfd):
+    process = Process()
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+    process._send(engine.number, asked, ())
+    process.close()
+    assert process.child.returncode == 0
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
