@@ -10,9 +10,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from math import exp, inf, isfinite, log
+from math import exp, inf, log
 from typing import NamedTuple
 
+from adaptive.ladder import Ladder, Row, highest, ladder
 from adaptive.slowdown import (
     CORRECTION_MAX,
     LOW,
@@ -36,8 +37,6 @@ class Mode(IntEnum):
     DEGRADED = 1  # the cheapest compiled level at most
     FALLBACK = 2  # the mandatory answer alone, and a probe now and then
 
-
-Row = tuple[float, ...]  # one number for each level
 
 NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
 
@@ -91,16 +90,6 @@ class Settings:
                 raise ValueError(f"governor.{name} must be {what}, got {getattr(self, name)!r}.")
 
 
-class Ladder(NamedTuple):
-    """Nominal costs as measured at the start, and what of the settings every decision needs."""
-
-    buckets: tuple[int, ...]  # batch sizes, ascending
-    log_costs: tuple[Row, ...]  # [buckets][levels] ln of seconds
-    guard: float  # [s] kept free for publishing
-    clear: float  # ln of the clearance
-    depth: float  # ln of how much rarer epsilon is than where the tail begins
-
-
 class Health(NamedTuple):
     """The mode, and what it takes to leave it."""
 
@@ -125,41 +114,6 @@ class State(NamedTuple):
     probe_at: float = -inf  # [s] from then on a probe may be made
     probe_gap: float = 0.0  # [s] between probes
     health: Health = Health()
-
-
-def ladder(settings: Settings, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> Ladder:
-    """Check nominal costs and bring them into the form that decisions need.
-
-    Args:
-        settings: What to aim at.
-        costs: For each level [s], or [s] by batch size; cheapest first.
-
-    Raises:
-        ValueError: No level, batch sizes that differ between levels, or a cost that is none.
-    """
-    rows = [row if isinstance(row, Mapping) else {1: row} for row in costs]
-    if not rows or not rows[0]:
-        raise ValueError("governor: costs must hold at least one level, got none. Warm up first.")
-    buckets = tuple(sorted(rows[0]))
-    for level, row in enumerate(rows):
-        if tuple(sorted(row)) != buckets or buckets[0] < 1:
-            raise ValueError(
-                f"governor: every level must be measured at the same batch sizes, got "
-                f"{sorted(row)} at level {level} and {list(buckets)} at level 0."
-            )
-        for bucket, cost in row.items():
-            if not (isfinite(cost) and cost > 0.0):
-                raise ValueError(
-                    f"governor: the cost of level {level} at batch {bucket} must be a positive "
-                    f"number of seconds, got {cost!r}. It is measured by the warm-up."
-                )
-    return Ladder(
-        buckets,
-        tuple(tuple(log(row[bucket]) for row in rows) for bucket in buckets),
-        1e-3 * settings.guard_ms,
-        log(settings.clearance),
-        log(OFTEN / settings.epsilon),
-    )
 
 
 def decide(
@@ -195,14 +149,14 @@ def decide(
                 size -= 1
             cap = 0 if mode == DEGRADED else len(deltas) - 1
             room = log(budget) - base - margin(tail, depth)
-            level = _highest(log_costs[size], deltas, room, cap, last, clear)
+            level = highest(log_costs[size], deltas, room, cap, last, clear)
             if level > 0 and queue > buckets[size]:
                 rounds = -(-queue // buckets[size])
                 spare = log(settings.utilisation * budget / rounds) - base
-                level = max(0, _highest(log_costs[size], deltas, spare, level, last, clear))
+                level = max(0, highest(log_costs[size], deltas, spare, level, last, clear))
             while level < 0 and size > 0:
                 size -= 1
-                level = _highest(log_costs[size], deltas, room, 0, last, clear)
+                level = highest(log_costs[size], deltas, room, 0, last, clear)
             if level >= 0:
                 batch = min(queue, buckets[size])
         if slowdown.hold_left:
@@ -220,14 +174,6 @@ def decide(
         observed, interval, exceeded, probe_at, gap, health,
     ))  # fmt: skip
     return state, new(Decision, (level, batch, probing))
-
-
-def _highest(costs: Row, deltas: Row, room: float, cap: int, last: int, clear: float) -> int:
-    """Return the highest level up to `cap` whose log cost fits `room`, or -1."""
-    for level in range(cap, -1, -1):
-        if costs[level] + deltas[level] + (clear if level > last else 0.0) <= room:
-            return level
-    return -1
 
 
 def observe(
@@ -324,7 +270,8 @@ class Governor:
 
     def init(self, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> State:
         """Start anew from measured nominal costs; see `ladder`."""
-        self.ladder = ladder(self.settings, costs)
+        s = self.settings
+        self.ladder = ladder(costs, s.guard_ms, s.clearance, s.epsilon)
         self.state = State(Slowdown(), Tail(), (0.0,) * len(costs))
         return self.state
 

@@ -6,7 +6,7 @@ import logging
 import random
 import socket
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Never, cast
 
 import aiomqtt
@@ -18,38 +18,12 @@ from sensors.broker import BUSY, REFUSED, Broker, Refused, words
 from sensors.line import Inbox, Line
 from sensors.line import Message as Message
 from sensors.sample import Unavailable
+from sensors.subscription import Subscription as Subscription
 
 log = logging.getLogger(__name__)
 
 HOLD = 30.0  # [s] that messages of a kept session wait for someone to subscribe
 CHECK = 1.0  # [s] that a connection has to last before back-off starts anew
-
-
-class Subscription:
-    """Messages of some topics, for one reader; made by `Connection.subscribe`."""
-
-    def __init__(self, filters: tuple[str, ...], qos: int) -> None:
-        self.filters = filters
-        self.qos = qos
-        self.subscribed = 0  # the connection on which the broker was last asked
-        self.closed = False
-        self.waiting: asyncio.Queue[Message | Refused] = asyncio.Queue()
-
-    def close(self) -> None:
-        """Read no more. What comes after stays unacknowledged, so a kept session keeps it."""
-        self.closed = True
-
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield the messages in the order of their arrival, for ever, over reconnections.
-
-        Raises:
-            Refused: The broker does not let us subscribe.
-        """
-        while True:
-            message = await self.waiting.get()
-            if isinstance(message, Refused):
-                raise message
-            yield message
 
 
 class Connection:

@@ -161,7 +161,7 @@ def test_none_are_asked_for_and_none_come(asked):
     surprises = np.random.default_rng(14).exponential(size=1000)
     surprises[700] = 40.0
     alarms = [v.alarm for v in judged(Calibration(asked, 0), surprises)]
-    assert sum(alarms) == (asked > 0)
+    assert any(alarms) == (asked > 0)
 
 
 def test_a_level_that_was_hardly_seen_does_not_set_the_first_threshold():

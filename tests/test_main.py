@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from adaptive import __main__ as command_line
+from adaptive import commands
 from adaptive.__main__ import main, refusals
 from adaptive.config import ConfigError
 from sensors.mqtt import Refused
@@ -101,7 +101,7 @@ def test_a_refusal_by_the_broker_is_told_without_a_traceback_and_a_bug_with_one(
         def run(args):
             raise error
 
-        monkeypatch.setattr(command_line, "run_agent", run)
+        monkeypatch.setattr(commands, "run_agent", run)
         return main(["run"])
 
     refused = Refused("ward: the broker refused the subscription")

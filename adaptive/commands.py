@@ -1,0 +1,231 @@
+"""What each command does; `adaptive.__main__` says which there are."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from adaptive import config as configuration
+from adaptive.console import ERR, OUT, bar
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+def run_agent(args: argparse.Namespace) -> int:
+    """`adaptive run`."""
+    from adaptive import terminal
+    from adaptive.agent import Agent
+
+    started = time.perf_counter()
+    config = configuration.load(args.config)
+    with bar("compiling", None) as advance:
+        agent = Agent(config, lambda what, steps: advance(1, what, steps))
+    ERR.print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
+    asyncio.run(supervise(agent, args))
+    agent.loop.check()
+    # Where answers go to standard output, nothing else may.
+    taken = any(getattr(sink, "path", None) == "-" for sink in config.sinks)
+    (ERR if taken else OUT).print(terminal.summary(agent.loop))
+    if args.summary:
+        write_summary(agent.loop, args.summary)
+    return 0
+
+
+async def supervise(agent: Any, args: argparse.Namespace) -> None:
+    """Run an agent until it ends, a signal comes, or its time is over."""
+    from adaptive import terminal
+
+    running = asyncio.create_task(agent.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.cancel)
+    if args.for_s is not None:
+        loop.call_later(args.for_s, running.cancel)
+    screen = None
+    taken = any(getattr(sink, "path", None) == "-" for sink in agent.config.sinks)
+    if OUT.is_terminal and not args.no_table and not taken:
+        screen = asyncio.create_task(terminal.show(agent.loop, OUT))
+    try:
+        await running
+    except asyncio.CancelledError:
+        pass
+    finally:
+        if screen:
+            screen.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await screen
+
+
+def write_summary(loop: Any, path: Path) -> None:
+    """Write the counters and latencies of all streams as JSON."""
+    import msgspec
+
+    content = {
+        name: track.counters.snapshot()
+        | {
+            f"latency_p{q}_ms": 1e3 * track.latency.quantile(float(q) / 100)
+            for q in ("50", "99", "99.9")
+        }
+        for name, track in loop.tracks.items()
+    }
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+
+
+# --- check, example -----------------------------------------------------------------------------
+
+
+def check_config(args: argparse.Namespace) -> int:
+    """`adaptive check`."""
+    config = configuration.load(args.config)
+    for feed in config.feeds:
+        for raw, made in feed.streams():
+            OUT.print(
+                f"{made.name}: {', '.join(raw.channels)}"
+                + (f" -> {', '.join(made.channels)}" if made.channels != raw.channels else "")
+                + (f", {made.sampling_rate:g} Hz" if made.sampling_rate else "")
+                + f", answered within {1e3 * feed.deadline:g} ms",
+                highlight=False,
+            )
+    levels = ", ".join(level.name for level in config.model.ladder())
+    OUT.print(f"levels: mandatory, {levels}", highlight=False)
+    for sink in config.sinks:
+        OUT.print(f"results to {sink}", highlight=False)
+    if config.connection:
+        broker = config.connection.broker
+        OUT.print(f"broker {broker.host}:{broker.port} (not tried)", highlight=False)
+    OUT.print("[green]this configuration is sound[/]")
+    return 0
+
+
+def print_example(args: argparse.Namespace) -> int:
+    """`adaptive example`."""
+    sys.stdout.write(configuration.example())
+    return 0
+
+
+# --- replay -------------------------------------------------------------------------------------
+
+
+def replay_recordings(args: argparse.Namespace) -> int:
+    """`adaptive replay`."""
+    import dataclasses
+
+    from adaptive import replay
+    from adaptive.controller import Controller
+    from adaptive.engine import Engine
+    from adaptive.prequential import replay_arrays
+
+    config = settings_of(args.config)
+    model = config["model"]
+    if args.horizon is not None:
+        model = dataclasses.replace(model, horizon_samples=args.horizon)
+    if args.seed is not None:
+        model = dataclasses.replace(model, seed=args.seed)
+    names = [level.name for level in model.ladder()]
+    level = None if args.level == "auto" else level_index(args.level, names)
+    speed = None if args.speed == "max" else positive(args.speed, "--speed")
+    labels = []
+    if args.labels:
+        labels = replay.read_labels(args.labels, args.label_delay, args.label_until)
+    compiled: dict[int, Engine] = {}
+    for item in replay.inputs(args.input):
+        recording = replay.load(item.path, args.columns, args.time_column, args.arrays)
+        channels = len(recording.channels)
+        engine = Engine(1, channels, model)
+        controller = Controller(1, channels, model, config["alarms"], engine)
+        if channels in compiled:
+            engine.take_programs(compiled[channels])
+        else:
+            wanted = None if level is None else [level]
+            with bar(f"compiling for {channels} channels", None) as advance:
+                for name in engine.warm_up(wanted):
+                    advance(1, f"compiled {name}")
+            compiled[channels] = engine
+        rows = len(recording.values)
+        pace = None
+        if speed:
+            pace = replay.paced(recording.time, speed, time.perf_counter, time.sleep)
+        started = time.perf_counter()
+        with bar(str(item.name), rows) as advance:
+            results = replay_arrays(
+                controller,
+                recording.time,
+                recording.values,
+                level=level,
+                deadline=config["agent"].deadline_ms / 1e3,
+                labels=labels,
+                pace=pace,
+                progress=advance,
+            )
+        path = replay.write(args.save, item.name, recording, results)
+        per_row = (time.perf_counter() - started) / rows
+        OUT.print(
+            f"{path}: {rows} rows, {channels} channels, {int(results.alarm.sum())} alarms, "
+            f"{1e6 * per_row:.0f} us a row",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for note in recording.notes:
+            OUT.print(f"  note: {note}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def settings_of(path: Path | None) -> dict[str, Any]:
+    """The tables of a configuration that count where there is no sensor."""
+    import tomllib
+
+    from adaptive.settings import Alarms, Model
+
+    content: dict[str, Any] = {}
+    if path:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise configuration.ConfigError(f"{path}: cannot be read ({error})") from error
+        configuration.known(content, configuration.TABLES, str(path))
+    kinds = {"model": Model, "alarms": Alarms, "agent": configuration.AgentSettings}
+    return {
+        name: configuration.table(kind, content.get(name, {}), f"{path}: {name}")
+        for name, kind in kinds.items()
+    }
+
+
+def level_index(name: str, names: list[str]) -> int:
+    """The place of a level in the ladder."""
+    if name not in names:
+        raise ValueError(f"--level: wanted auto, {', '.join(names)}; got {name!r}")
+    return names.index(name)
+
+
+def positive(text: str, option: str) -> float:
+    """A number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < float("inf"):
+            return number
+    raise ValueError(f"{option}: wanted max or a number above 0, got {text!r}")
+
+
+# --- bench --------------------------------------------------------------------------------------
+
+
+def bench_levels(args: argparse.Namespace) -> int:
+    """`adaptive bench`."""
+    from adaptive import bench
+
+    if args.channels < 1 or args.samples < 1 or args.rate_hz < 0:
+        raise ValueError("--channels and --samples must be at least 1, --rate-hz at least 0")
+    model = settings_of(args.config)["model"]
+    with bar("compiling", None) as advance:
+        bench.levels(
+            model,
+            args.channels,
+            args.samples,
+            args.rate_hz,
+            lambda name: advance(1, f"compiled {name}"),
+            lambda what: OUT.print(what, highlight=False),
+        )
+    return 0

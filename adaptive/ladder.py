@@ -1,0 +1,69 @@
+"""What the governor chooses from: the levels' costs by batch size, and the highest that fits."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, log
+from typing import NamedTuple
+
+from adaptive.slowdown import OFTEN
+
+Row = tuple[float, ...]  # one number for each level
+
+
+class Ladder(NamedTuple):
+    """Nominal costs as measured at the start, and what of the settings every decision needs."""
+
+    buckets: tuple[int, ...]  # batch sizes, ascending
+    log_costs: tuple[Row, ...]  # [buckets][levels] ln of seconds
+    guard: float  # [s] kept free for publishing
+    clear: float  # ln of the clearance
+    depth: float  # ln of how much rarer epsilon is than where the tail begins
+
+
+def ladder(
+    costs: Sequence[Mapping[int, float]] | Sequence[float],
+    guard_ms: float,
+    clearance: float,
+    epsilon: float,
+) -> Ladder:
+    """Check nominal costs and bring them into the form that decisions need.
+
+    Args:
+        costs: For each level [s], or [s] by batch size; cheapest first.
+        guard_ms: Kept free for publishing [ms].
+        clearance: Going up a level needs this ratio of room to cost.
+        epsilon: Accepted share of refined answers that come too late.
+
+    Raises:
+        ValueError: No level, batch sizes that differ between levels, or a cost that is none.
+    """
+    rows = [row if isinstance(row, Mapping) else {1: row} for row in costs]
+    if not rows or not rows[0]:
+        raise ValueError("governor: costs must hold at least one level, got none. Warm up first.")
+    buckets = tuple(sorted(rows[0]))
+    for level, row in enumerate(rows):
+        if tuple(sorted(row)) != buckets or buckets[0] < 1:
+            raise ValueError(
+                f"governor: every level must be measured at the same batch sizes, got "
+                f"{sorted(row)} at level {level} and {list(buckets)} at level 0."
+            )
+        for bucket, cost in row.items():
+            if not (isfinite(cost) and cost > 0.0):
+                raise ValueError(
+                    f"governor: the cost of level {level} at batch {bucket} must be a positive "
+                    f"number of seconds, got {cost!r}. It is measured by the warm-up."
+                )
+    return Ladder(
+        buckets,
+        tuple(tuple(log(row[bucket]) for row in rows) for bucket in buckets),
+        1e-3 * guard_ms,
+        log(clearance),
+        log(OFTEN / epsilon),
+    )
+
+
+def highest(costs: Row, deltas: Row, room: float, cap: int, last: int, clear: float) -> int:
+    """Return the highest level up to `cap` whose log cost fits `room`, or -1."""
+    for level in range(cap, -1, -1):
+        if costs[level] + deltas[level] + (clear if level > last else 0.0) <= room:
+            return level
+    return -1
