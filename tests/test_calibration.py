@@ -159,7 +159,7 @@ def test_a_restored_calibration_goes_on_as_if_nothing_had_happened(before):
 @pytest.mark.parametrize("asked", [0.0, 1e-9])
 def test_none_are_asked_for_and_none_come(asked):
     surprises = np.random.default_rng(14).exponential(size=1000)
-    surprises[700] = 40.0
+    surprises[700] = 4000.0
     alarms = [v.alarm for v in judged(Calibration(asked, 0), surprises)]
     assert any(alarms) == (asked > 0)
 
