@@ -31,7 +31,7 @@ def init(memory: int, channels: int) -> State:
     """An empty memory of `memory` means."""
     rows, zeros = memory + 1, jnp.zeros(channels, jnp.float32)
     return State(
-        recall.init_distances(memory, channels, len(recall.SCALES)),
+        recall.init(memory, channels, len(recall.SCALES)),
         ring.init(rows, channels),
         ring.init(rows, channels),
         zeros,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from adaptive import model, recall, runtime
+from adaptive import analogues, model, runtime
 from adaptive.model import Shape
 from adaptive.programs import Programs, start
 from adaptive.settings import KINDS, Model
@@ -49,8 +49,8 @@ class Engine:
             "spread": (horizon, channels),
             "strange": (model.STRANGE,),
             "error": (),
-            "lag": (recall.NEAREST,),
-            "weight": (recall.NEAREST,),
+            "lag": (analogues.SHOWN,),
+            "weight": (analogues.SHOWN,),
             "channel": (channels,),
             "loss": (len(KINDS),),
         }

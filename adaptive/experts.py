@@ -1,10 +1,10 @@
 """Linear forecasters that learn online, and their mixing: the trunk that attention corrects.
 
-Five experts forecast every channel at every step of the horizon: persistence, seasonal
-persistence, two recursive-least-squares (RLS) forecasters shared by all channels with a long and a
-short memory, and one RLS forecaster for each channel of its own. All see differences to the newest
-value in units of the running standard deviation, so none depends on level or scale. How far back
-the first looks grows with the horizon.
+Four experts forecast every channel at every step of the horizon: persistence, seasonal
+persistence, and two recursive-least-squares (RLS) forecasters of the change from the newest value.
+One looks far back in each channel, with weights that all channels share; how far grows with the
+horizon. The other sees a few values of all channels, their levels and the place in the season, and
+forgets fast. Both work in units of the running standard deviation.
 
 Feedback is delayed by nature: step h of a forecast is judged h samples later. RLS is exact under
 that delay and uses every step as soon as its truth is there: the gain of a regressor depends on
@@ -17,11 +17,11 @@ References:
     the losses are discounted and scaled by their mean, so that no learning rate has a unit.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float, Int
@@ -30,58 +30,79 @@ from adaptive import ring
 from adaptive.settings import EXPERTS
 
 LEAST_LAGS, LAGS_A_STEP, MOST_LAGS = 96, 4, 336  # [samples] that the long memory looks back
+LONG_FORGETTING = 0.99995
+JOINT_LAGS = (0, 1, 2, 4, 8, 16, 32, 64)  # [samples] of all channels, as many as fit
+HARMONICS = 4  # of the season
+MOST = 128  # regressors of all channels together
+LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 40, 8192  # [samples], seasons, [samples]
+JOINT_MEMORY = 3  # times as long
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
-COVARIANCE_CAP = 100.0  # mean of the diagonal; without excitation forgetting would blow it up
+LARGEST = 100.0  # diagonal of a covariance where nothing is excited, in the long run
 JITTER = 1e-5  # of the inner matrix, relative: float32 must not make it indefinite
 SHARPNESS = 2.0  # of the exponential weights
 AS_NEAR, NEAR = 1.1, 0.01  # relative, [variances]: how far two averages differ by chance
+SOUND = 0.1  # how much of the average of a lag must be there, in [0, 1]
+STAY = 1.5  # relative: a season is given up for a longer one that is nearer by so much
 
 
 class Regression(NamedTuple):
-    """Groups of RLS forecasters; the rows of a group share their weights."""
+    """An RLS forecaster: rows of regressors, outputs that each row foretells."""
 
-    covariance: Float[Array, "groups lags lags"]
-    weights: Float[Array, "groups lags horizon"]
-    pairs: ring.Ring | ring.View  # (groups, 2, rows, lags) regressors and gains to be matured
-
-
-class Family(NamedTuple):
-    """What is the same for all regressions of a kind."""
-
-    lags: int  # [samples]
-    forgetting: float
-    shared: bool  # one regression for all channels, or one for each
+    covariance: Float[Array, "lags lags"]
+    weights: Float[Array, "lags horizon outputs"]
+    pairs: ring.Ring | ring.View  # (2, rows, lags) regressors and gains to be matured
 
 
-State = tuple[Regression, ...]  # what the trunk remembers of one stream, one for each family
+class State(NamedTuple):
+    """What the trunk remembers of one stream."""
+
+    long: Regression  # a row for each channel, one output
+    joint: Regression  # one row, an output for each channel
 
 
-def families(horizon: int) -> tuple[Family, ...]:
-    """The regressions, in the order of `EXPERTS`; the first has the most lags."""
-    reach = min(max(LEAST_LAGS, LAGS_A_STEP * horizon), MOST_LAGS)
-    return (
-        Family(reach, 0.99995, shared=True),
-        Family(LEAST_LAGS, 0.998, shared=True),
-        Family(24, 0.9995, shared=False),
-    )
+class Recent(NamedTuple):
+    """What the experts see of the past."""
+
+    window: Float[Array, "reach channels"]  # the newest values, oldest first
+    mean: Float[Array, " channels"]  # running
+    scale: Float[Array, " channels"]  # running standard deviation
+    level: Float[Array, " channels"]  # mean of about a season
+    phase: Float[Array, ""]  # place in the season, in [0, 1)
+    season: Int[Array, ""]  # [samples]; 1 where none is known
 
 
-def regression(groups: int, rows: int, lags: int, horizon: int) -> Regression:
+def reach(horizon: int) -> int:
+    """How far back the experts look [samples]."""
+    return min(max(LEAST_LAGS, LAGS_A_STEP * horizon), MOST_LAGS)
+
+
+def memory(season: Int[Array, ""]) -> Float[Array, ""]:
+    """How long what is learned lasts [samples]: some seasons."""
+    return jnp.clip(SEASONS * season, LEAST_MEMORY, MOST_MEMORY).astype(jnp.float32)
+
+
+def joint_lags(channels: int) -> tuple[int, ...]:
+    """The lags of all channels that the joint forecaster sees."""
+    fit = (MOST - 1 - 2 * HARMONICS) // channels - 1  # one more is for the level
+    return JOINT_LAGS[: max(fit, 0)]
+
+
+def regression(rows: int, lags: int, horizon: int, outputs: int) -> Regression:
     """A regression that has seen nothing and forecasts no change."""
     return Regression(
-        jnp.tile(jnp.eye(lags, dtype=jnp.float32), (groups, 1, 1)),
-        jnp.zeros((groups, lags, horizon), jnp.float32),
-        ring.init(horizon + 1, groups, 2, rows, lags),
+        jnp.eye(lags, dtype=jnp.float32),
+        jnp.zeros((lags, horizon, outputs), jnp.float32),
+        ring.init(horizon + 1, 2, rows, lags),
     )
 
 
 def init(channels: int, horizon: int) -> State:
     """A trunk that has seen nothing."""
-    return tuple(
-        regression(1, channels, family.lags, horizon)
-        if family.shared
-        else regression(channels, 1, family.lags, horizon)
-        for family in families(horizon)
+    lags = joint_lags(channels)
+    numbers = 1 + 2 * HARMONICS + (channels * (len(lags) + 1) if lags else 0)
+    return State(
+        regression(channels, reach(horizon), horizon, 1),
+        regression(1, numbers, horizon, channels),
     )
 
 
@@ -89,27 +110,31 @@ def gain(
     covariance: Float[Array, "lags lags"],
     regressors: Float[Array, "rows lags"],
     forgetting: Float[Array, ""],
+    count: Int[Array, ""],
 ) -> tuple[Float[Array, "lags lags"], Float[Array, "rows lags"]]:
     """Take in the regressors of one moment.
 
         S = lambda I + X P X',   K = S^-1 X P,   P <- (P - (X P)' K) / lambda
 
+    Without excitation forgetting would blow P up. So one direction after the other is taken in as
+    if a little of it had been seen, with nothing to learn from: a ridge that is never forgotten.
+
     Args:
         covariance: P, inverse of the discounted sum of x x'.
         regressors: X, one row for each channel that shares the weights.
         forgetting: lambda, for one moment.
+        count: Number of the moment; says whose turn it is.
 
     Returns:
         The new covariance and the gains K.
 
     References:
-        Haykin 2002, table 9.1, in its block form. P is made symmetric again at each step and
-        does not grow beyond `COVARIANCE_CAP`; should rounding make it
-        unsound all the same, it starts anew and this moment teaches nothing.
+        Haykin 2002, table 9.1, in its block form; Gunnarsson, Combining tracking and
+        regularization in recursive least squares identification, 1996, for the ridge. P is made
+        symmetric again at each step; should rounding make it unsound all the same, it starts anew
+        and this moment teaches nothing.
     """
     rows, lags = regressors.shape
-    capped = jnp.trace(covariance) / lags > COVARIANCE_CAP
-    forgetting = jnp.where(capped, 1.0, forgetting)
     projected = regressors @ covariance  # X P: (rows, lags)
     inner = projected @ regressors.T
     noise = forgetting + JITTER * jnp.trace(inner) / rows
@@ -118,6 +143,10 @@ def gain(
     inverse = 1 / inner if rows == 1 else cho_solve(cho_factor(inner), jnp.eye(rows))
     gains = inverse @ projected
     covariance = (covariance - projected.T @ gains) / forgetting
+    # In balance a direction loses as much in the turns of all as it is given in its own.
+    turn, given = count % lags, lags * (1 - forgetting) / LARGEST
+    column = lax.dynamic_slice_in_dim(covariance, turn, 1, axis=1)
+    covariance = covariance - column * column.T / (1 / given + column[turn])
     covariance = 0.5 * (covariance + covariance.T)
     sound = jnp.isfinite(gains).all() & (jnp.min(jnp.diagonal(covariance)) > 0)
     covariance = jnp.where(sound, covariance, jnp.eye(lags))
@@ -127,8 +156,8 @@ def gain(
 def learn(
     state: Regression,
     count: Int[Array, ""],
-    change: Float[Array, "horizon groups rows"],
-    seen: Float[Array, "horizon groups rows"],
+    change: Float[Array, "horizon rows outputs"],
+    seen: Float[Array, "horizon rows outputs"],
 ) -> Regression:
     """Correct the weights of every step by the truth that has just arrived.
 
@@ -144,60 +173,61 @@ def learn(
     horizon = change.shape[0]
     # Oldest first, so of the last step first: turning the small arrays is cheaper than the pairs.
     pairs = ring.last(state.pairs, count - 1, horizon)
-    regressors, gains = pairs[:, :, 0], pairs[:, :, 1]  # (horizon, groups, rows, lags)
-    foreseen = jnp.einsum("hgrl,glh->hgr", regressors, state.weights[..., ::-1])
+    regressors, gains = pairs[:, 0], pairs[:, 1]  # (horizon, rows, lags)
+    foreseen = jnp.einsum("hrl,lho->hro", regressors, state.weights[:, ::-1])
     error = (change[::-1] - foreseen) * seen[::-1]
-    step = jnp.einsum("hgrl,hgr->glh", gains, error)[..., ::-1]
+    step = jnp.einsum("hrl,hro->lho", gains, error)[:, ::-1]
     return state._replace(weights=state.weights + step)
 
 
 def observe(
     state: Regression,
     count: Int[Array, ""],
-    regressors: Float[Array, "groups rows lags"],
-    forgetting: float,
+    regressors: Float[Array, "rows lags"],
+    forgetting: Float[Array, ""],
 ) -> Regression:
     """Take in the regressors of the newest moment, whose truth is yet to come."""
-    one = partial(gain, forgetting=jnp.float32(forgetting))
-    covariance, gains = jax.vmap(one)(state.covariance, regressors)
-    pairs = ring.push(state.pairs, count, jnp.stack((regressors, gains), axis=1))
+    covariance, gains = gain(state.covariance, regressors, forgetting, count)
+    pairs = ring.push(state.pairs, count, jnp.stack((regressors, gains)))
     return state._replace(covariance=covariance, pairs=pairs)
 
 
-def regressors_of(
-    window: Float[Array, "most channels"], scale: Float[Array, " channels"], family: Family
-) -> Float[Array, "groups rows lags"]:
-    """Make the regressors of a family from the newest values, oldest first."""
-    change = jnp.clip((window[-family.lags :] - window[-1]) / scale, -CLIP, CLIP)
+def long_regressors(recent: Recent) -> Float[Array, "channels lags"]:
+    """Differences to the newest value, oldest first, in each channel."""
+    change = jnp.clip((recent.window - recent.window[-1]) / recent.scale, -CLIP, CLIP)
     # The newest difference is zero by definition; its place holds the bias.
-    change = change.at[-1].set(1.0).T  # (channels, lags)
-    return change[None] if family.shared else change[:, None]
+    return change.at[-1].set(1.0).T
+
+
+def joint_regressors(recent: Recent) -> Float[Array, "1 numbers"]:
+    """Some values and the level of all channels, and the place in the season."""
+    angle = 2 * jnp.pi * recent.phase * jnp.arange(1, HARMONICS + 1)
+    place = jnp.concatenate((jnp.sin(angle), jnp.cos(angle))) * (recent.season > 1)
+    parts = [jnp.ones(1), place]
+    if lags := joint_lags(recent.window.shape[1]):
+        rows = jnp.concatenate((recent.window[-1 - np.array(lags)], recent.level[None]))
+        parts.append(jnp.clip((rows - recent.mean) / recent.scale, -CLIP, CLIP).ravel())
+    return jnp.concatenate(parts)[None]
 
 
 def forecast(
-    state: State,
-    window: Float[Array, "lags channels"],
-    season: Float[Array, "horizon channels"],
-    scale: Float[Array, " channels"],
+    state: State, recent: Recent, season: Float[Array, "horizon channels"]
 ) -> Float[Array, "experts horizon channels"]:
     """Forecast with every expert.
 
     Args:
         state: The trunk.
-        window: The newest values, as many as the first family has lags, oldest first.
+        recent: What there is to see.
         season: The values one season before each step of the horizon.
-        scale: The running standard deviation.
 
     Returns:
         The forecasts, in the units of the values, in the order of `EXPERTS`.
     """
-    horizon, channels = season.shape
-    changes = [jnp.zeros_like(season), season - window[-1]]
-    for one, family in zip(state, families(horizon), strict=True):
-        rows = regressors_of(window, scale, family)
-        change = jnp.einsum("grl,glh->hgr", rows, one.weights)
-        changes.append(change.reshape(horizon, channels) * scale)
-    return jnp.stack(changes) + window[-1]
+    newest = recent.window[-1]
+    long = jnp.einsum("cl,lh->hc", long_regressors(recent), state.long.weights[..., 0])
+    joint = jnp.einsum("l,lhc->hc", joint_regressors(recent)[0], state.joint.weights)
+    changes = (jnp.zeros_like(season), season - newest, long * recent.scale, joint * recent.scale)
+    return jnp.stack(changes) + newest
 
 
 def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "..."]:
@@ -232,8 +262,7 @@ def season_of(
 def step(
     state: State,
     count: Int[Array, ""],
-    window: Float[Array, "lags channels"],
-    scale: Float[Array, " channels"],
+    recent: Recent,
     past: Float[Array, "horizon channels"],
     known: Float[Array, "horizon channels"],
 ) -> State:
@@ -244,26 +273,26 @@ def step(
     Args:
         state: The trunk.
         count: Number of the newest sample.
-        window: The newest values, as many as the first family has lags, oldest first.
-        scale: The running standard deviation.
+        recent: What there is to see, the newest sample included.
         past: By row h - 1 the value h samples ago.
         known: 1 where the newest value and the one h samples ago were both measured.
 
     Returns:
         The trunk.
     """
-    change = jnp.clip((window[-1] - past) / scale, -CLIP, CLIP)
-    horizon = change.shape[0]
-    moved = []
-    for one, family in zip(state, families(horizon), strict=True):
-        rows = regressors_of(window, scale, family)
-        one = observe(one, count, rows, family.forgetting)
-        of_rows = (horizon, *rows.shape[:2])
-        moved.append(learn(one, count, change.reshape(of_rows), known.reshape(of_rows)))
-    return tuple(moved)
+    change = jnp.clip((recent.window[-1] - past) / recent.scale, -CLIP, CLIP)
+    long = observe(state.long, count, long_regressors(recent), jnp.float32(LONG_FORGETTING))
+    forgetting = 1 - 1 / (JOINT_MEMORY * memory(recent.season))
+    joint = observe(state.joint, count, joint_regressors(recent), forgetting)
+    return State(
+        learn(long, count, change[:, :, None], known[:, :, None]),
+        learn(joint, count, change[:, None], known[:, None]),
+    )
 
 
-def seasonal_lag(distance: Float[Array, " lags"], known: Float[Array, " lags"]) -> Int[Array, ""]:
+def seasonal_lag(
+    distance: Float[Array, " lags"], known: Float[Array, " lags"], now: Int[Array, ""]
+) -> Int[Array, ""]:
     """Find the season: the lag of least distance beyond the first that is uncorrelated.
 
     By chance a multiple of the season is often nearer than the season itself. So the shortest lag
@@ -273,13 +302,14 @@ def seasonal_lag(distance: Float[Array, " lags"], known: Float[Array, " lags"]) 
         distance: Slowly averaged squared distance to the value each lag ago, for lags
             `len(distance)` down to 1 [variances]; about 2 (1 - autocorrelation).
         known: How much of the average is there, in [0, 1].
+        now: The season so far [samples], kept unless a longer one is clearly nearer.
 
     Returns:
         The lag [samples]; 0 where no season shows.
     """
     lags = distance.shape[0]
-    by_lag, there = distance[::-1], known[::-1] > 0.5
-    by_lag = jnp.where(there, by_lag, 0.0)
+    by_lag, there = distance[::-1], known[::-1] > SOUND
+    by_lag = jnp.where(there, by_lag / known[::-1], 0.0)
     beyond = (lax.cummax(by_lag) > 1.0) & there
     candidate = jnp.where(beyond, by_lag, jnp.inf)
     least = jnp.min(candidate)
@@ -289,4 +319,6 @@ def seasonal_lag(distance: Float[Array, " lags"], known: Float[Array, " lags"]) 
     near = candidate <= AS_NEAR * least + NEAR
     whole = (2 * jnp.abs(first - times * lag) <= times) & (times > 0)
     first = jnp.min(jnp.where(whole & near, lag, first))
+    stays = candidate[jnp.clip(now - 1, 0, lags - 1)] <= STAY * least + NEAR
+    first = jnp.where(stays & (now <= first), now, first)
     return jnp.where(jnp.isfinite(least) & (least < 1.0), first, 0)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import attention, model, recall, ring
+from adaptive import analogues, attention, model, ring
 from adaptive.model import Params, Shape, State
 
 LEARNING_RATE = 1e-3
@@ -50,7 +50,9 @@ def loss(params: attention.Params, state: State, shape: Shape) -> Float[Array, "
     rows = shape.window + shape.origins - 1
     inputs = ring.last(state.cache.inputs, newest, rows)
     seen = (jnp.arange(rows - 1, -1, -1) <= newest).astype(jnp.float32)
-    target = ring.last(state.memory.errors, newest, shape.origins)
+    errors = state.memory.errors
+    origins = ring.row(errors, newest - jnp.arange(shape.origins - 1, -1, -1))
+    target = errors.rows[errors.stream, 0, origins].astype(jnp.float32)
     got = attention.encode_window(params, inputs, seen, window=shape.window, heads=shape.heads)
     known = seen[-shape.origins :, None]
     return jnp.sum(known * optax.huber_loss(got, target.reshape(got.shape))) / (
@@ -80,7 +82,7 @@ def step(
     """
     row = model.of_stream(bank, stream)
     value, slope = jax.value_and_grad(loss)(params.encoder, row, shape)
-    slopes = Params(recall.Params(row.slope[:-1], row.slope[-1]), slope)
+    slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     updates, moved = optimiser().update(slopes, momenta, params)
     stepped = optax.apply_updates(params, updates)
     numbers = jax.tree.leaves((value, slopes, stepped))

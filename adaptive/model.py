@@ -1,4 +1,4 @@
-"""The model of one stream: trunk, recall attention and encoder, from one sample to its answer.
+"""The model of one stream: trunk, recall and encoder, from one sample to its answer.
 
     served = trunk + gain_1 recall + gain_2 encoder
 
@@ -17,15 +17,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import attention, coarse, experts, moments, recall, ring
-from adaptive.settings import EXPERTS, KINDS, Level
+from adaptive import analogues, attention, coarse, experts, moments, recall, ring
+from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level
 
 TRUNK, RECALL, ENCODER, SERVED = (KINDS.index(k) for k in ("trunk", "recall", "encoder", "served"))
 STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, departure of the level
-DISCOUNT = 0.999  # of losses and gains
 RIDGE = 0.02  # of the gains, against the variance of the residual
 SEASON_EVERY = 64  # [samples] between two looks for the season
-SLOPES = len(recall.SCALES) + 1  # the parameters of recall, whose slopes are kept
+SLOPES = analogues.PARAMETERS  # whose slopes are kept
+LONGEST = 4096  # [samples] of memory at which recall looks back `analogues.SEASONS` seasons
+SHORTEST = 24  # [samples] of the mean that forecasts are compared without
 
 
 class Shape(NamedTuple):
@@ -43,7 +44,7 @@ class Shape(NamedTuple):
 class Params(NamedTuple):
     """What gradients adjust; shared by all streams of a bank."""
 
-    recall: recall.Params
+    recall: analogues.Params
     encoder: attention.Params
 
 
@@ -57,9 +58,11 @@ class State(NamedTuple):
     values: ring.Ring | ring.View  # (channels,)
     seen: ring.Ring | ring.View  # (channels,) 1 where measured
     trunk: experts.State
-    memory: recall.State
+    far: recall.Distances  # the last row is of `SEASON_SCALE`
+    memory: analogues.State
     coarse: coarse.State
     level: Float[Array, " channels"]  # mean of the newest `LEVEL` samples
+    season_level: Float[Array, " channels"]  # mean of about the newest season
     cache: attention.Cache
     made: Float[Array, "horizon made channels"]  # newest forecasts: KINDS, slopes of recall
     forecasts: ring.Ring | ring.View  # (horizon, made, channels) the earlier ones
@@ -87,14 +90,14 @@ def init_params(rng: np.random.Generator, shape: Shape) -> Params:
     encoder = attention.init_params(
         rng, 2 * shape.channels, outputs, dim=shape.dim, heads=shape.heads
     )
-    return Params(recall.init_params(), encoder)
+    return Params(analogues.init_params(), encoder)
 
 
 def init(params: Params, shape: Shape) -> State:
     """The state of a stream without samples."""
     channels, horizon = shape.channels, shape.horizon
     zeros = jnp.zeros(channels, jnp.float32)
-    rows = shape.memory + recall.SCALES[1]
+    rows = shape.memory + recall.SCALES[1]  # lags, and the windows that are shown
     return State(
         count=jnp.int32(-1),
         season=jnp.int32(1),
@@ -103,9 +106,11 @@ def init(params: Params, shape: Shape) -> State:
         values=ring.init(rows, channels),
         seen=ring.init(rows, channels),
         trunk=experts.init(channels, horizon),
-        memory=recall.init(shape.memory, horizon, channels),
+        far=recall.init(shape.memory, channels, len(recall.SCALES) + 1),
+        memory=analogues.init(FEEDBACK_REACH * shape.memory, horizon, channels),
         coarse=coarse.init(shape.memory, channels),
         level=zeros,
+        season_level=zeros,
         cache=attention.init_cache(params.encoder, shape.window + shape.origins + horizon),
         made=jnp.zeros((horizon, len(KINDS) + SLOPES, channels), jnp.float32),
         forecasts=ring.init(horizon, horizon, len(KINDS) + SLOPES, channels),
@@ -186,7 +191,7 @@ def judge(
     made, slopes = made[:, : len(KINDS)], made[:, len(KINDS) :]
     known = seen * (steps < count)[:, None]  # (horizon, channels)
     error = jnp.clip((x - made.transpose(1, 0, 2)) / scale, -experts.CLIP, experts.CLIP) * known
-    rate = jnp.maximum(1 - DISCOUNT, 1.0 / (count + 1))
+    rate = jnp.maximum(1.0 / experts.memory(state.season), 1.0 / (count + 1))
     loss = state.loss + known * rate * (error**2 - state.loss)
 
     left = error[TRUNK]
@@ -194,51 +199,62 @@ def judge(
     new = jnp.stack(
         [jnp.sum(p * q, axis=1) for p, q in ((a, a), (a, b), (b, b), (a, left), (b, left))]
     )
-    moments = state.moments * DISCOUNT + new.T
+    moments = state.moments * (1 - 1.0 / experts.memory(state.season)) + new.T
     # d/d theta of a Huber loss of what recall left.
     pull = jnp.clip(error[RECALL], -1.0, 1.0)
     slope = state.slope - jnp.einsum("hc,hsc->s", pull, slopes) / (horizon * x.shape[0])
     return state._replace(loss=loss, moments=moments, slope=slope), left
 
 
-def recalled(
-    params: recall.Params,
-    memory: recall.State,
+def looked_up(
+    far: recall.Distances,
     count: Int[Array, ""],
     values: ring.Ring | ring.View,
     scale: Float[Array, " channels"],
     lags: int,
 ) -> tuple[
-    recall.State,
-    Float[Array, "rows horizon channels"],
+    recall.Distances,
     Float[Array, " scales"],
-    Array,
-    Array,
-    Array,
+    Int[Array, "scales nearest"],
+    Float[Array, " channels"],
 ]:
-    """Attend to `lags` moments of the memory.
+    """Look the nearest of `lags` moments up.
 
     Returns:
-        The memory, which knows the nearest moment now; the correction above its slopes in the
-        parameters, the strangeness by scale, and the lags, weights and channel shares of the most
-        attended moments.
+        The distances, which know the nearest moment now; the strangeness by scale, the lags of the
+        nearest moments, 0 where there are fewer, and the share of each channel in the distance.
     """
-    distance = recall.distances(memory.far, count, lags)
-    rows = recall.weights(params, distance)
-    out = recall.correction(memory, count, rows)
-    weight, total = rows[0], jnp.sum(rows[1:], axis=1)[:, None, None]
-    out = jnp.concatenate((out[:1], out[1:] - total * out[0]))
+    near = recall.nearest(recall.distances(far, count, lags))
+    there = jnp.isfinite(near.distance)
+    lag = jnp.where(there, near.lag, 0)
+    channel = recall.apart_by_channel(
+        values, count, lag[1], there[1].astype(jnp.float32), recall.unit(far, scale)
+    )
+    return far._replace(lag=lag[1, 0]), recall.strangeness(near.distance), lag, channel
 
-    logit = recall.logits(params, distance)
-    near = recall.nearest(jnp.concatenate((distance, -logit[None])))
-    strange = recall.strangeness(near.distance[:-1])
-    first = jnp.where(jnp.isfinite(near.distance[1, 0]), near.lag[1, 0], 0)
-    lag = jnp.where(jnp.isfinite(near.distance[-1]), near.lag[-1], 0)
-    share = jnp.where(lag > 0, weight[jnp.clip(lags - lag, 0, lags - 1)], 0.0)
-    unit = recall.unit(memory.far, scale)
-    channel = recall.apart_by_channel(values, count, lag, share, unit)
-    memory = memory._replace(far=memory.far._replace(lag=first))
-    return memory, out, strange, lag, share, channel
+
+def followed(
+    state: State,
+    count: Int[Array, ""],
+    past: Float[Array, "horizon channels"],
+    seen: Float[Array, "horizon channels"],
+    scale: Float[Array, " channels"],
+) -> Float[Array, "horizon channels"]:
+    """What the trunk got wrong after the moment `horizon` samples ago [standard deviations].
+
+    Args:
+        state: The forecasts.
+        count: Number of the newest sample.
+        past: The newest values, oldest first.
+        seen: 1 where they were measured.
+        scale: Running standard deviation.
+    """
+    horizon = past.shape[0]
+    made = state.forecasts.rows[
+        state.forecasts.stream, 0, ring.row(state.forecasts, count - horizon), :, TRUNK
+    ]
+    error = jnp.clip((past - made) / scale, -experts.CLIP, experts.CLIP)
+    return error * seen * (count >= horizon)
 
 
 def step(
@@ -275,45 +291,59 @@ def step(
 
     values = ring.push(state.values, count, x)
     all_seen = ring.push(state.seen, count, seen)
-    past = ring.last(values, count - 1, horizon)[::-1]
-    past_seen = ring.last(all_seen, count - 1, horizon)[::-1]
+    past = ring.last(values, count, horizon + 1)
+    past_seen = ring.last(all_seen, count, horizon + 1)
 
     lags = level.memory
     then, then_seen = (
         ring.last(r, count - 1, lags) if lags else r.rows[0, 0, :0] for r in (values, all_seen)
     )
-    memory = recall.remember(state.memory, count, left)
-    far = recall.compare(memory.far, then, then_seen, x, seen, scale)
-    memory = memory._replace(far=far)
+    far = recall.compare(state.far, then, then_seen, x, seen, scale)
     means = coarse.take(state.coarse, count, x, seen, lags)
     level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / moments.LEVEL)
     newest_level = state.level + level_rate * (x - state.level)
+    season = lax.cond(
+        count % SEASON_EVERY == 0,
+        lambda: experts.seasonal_lag(far.distance[-1], far.compared[-1], state.season),
+        lambda: jnp.int32(0),
+    )
+    season = jnp.where(season > 0, season, state.season)
+    level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(season, SHORTEST))
+    season_level = state.season_level + level_rate * (x - state.season_level)
 
-    reach = experts.families(horizon)[0].lags
+    reach = experts.reach(horizon)
     window = ring.last(values, count, reach)
     # Before the first sample the ring is empty: hold the first value instead of zero.
     rows = jnp.arange(reach - 1, -1, -1)[:, None]
     window = jnp.where(rows <= count, window, window[jnp.maximum(-1 - count, -window.shape[0])])
-    trunk = experts.step(state.trunk, count, window, scale, past, past_seen * seen)
-    season = lax.cond(
-        count % SEASON_EVERY == 0,
-        lambda: experts.seasonal_lag(memory.far.distance[-1], memory.far.compared[-1]),
-        lambda: jnp.int32(0),
-    )
-    season = jnp.where(season > 0, season, state.season)
+    phase = (count % season).astype(jnp.float32) / season
+    recent = experts.Recent(window, mean, scale, season_level, phase, season)
+    trunk = experts.step(state.trunk, count, recent, past[-2::-1], past_seen[-2::-1] * seen)
 
     inputs = jnp.concatenate((jnp.clip((x - mean) / scale, -experts.CLIP, experts.CLIP), left[0]))
     cache = attention.write(params.encoder, state.cache, count, inputs)
 
+    ahead = experts.forecast(trunk, recent, experts.season_of(values, count, season, horizon))
+    trust = experts.weights(state.loss[: len(EXPERTS)])
+    foreseen = jnp.einsum("ehc,ehc->hc", trust, ahead)
+    memory, key = analogues.remember(
+        state.memory,
+        count,
+        (foreseen - season_level) / scale,
+        (window[-analogues.VALUES :] - season_level) / scale,
+        followed(state, count, past[1:], past_seen[1:], scale),
+    )
+
     zeros = jnp.zeros((1 + SLOPES, horizon, channels), jnp.float32)
-    none = jnp.zeros(recall.NEAREST, jnp.float32)
-    by_recall, lag, weight = zeros, none.astype(jnp.int32), none
-    strange = jnp.full(len(recall.SCALES), -1.0)
-    channel = jnp.zeros(channels, jnp.float32)
-    if level.memory:
-        memory, by_recall, strange, lag, weight, channel = recalled(
-            params.recall, memory, count, values, scale, lags
-        )
+    by_recall = zeros
+    lag, weight = jnp.zeros(analogues.SHOWN, jnp.int32), jnp.zeros(analogues.SHOWN, jnp.float32)
+    strange, channel = jnp.full(len(recall.SCALES), -1.0), jnp.zeros(channels, jnp.float32)
+    if lags:
+        far, strange, near, channel = looked_up(far, count, values, scale, lags)
+        seasons = max(analogues.SEASONS * lags // LONGEST, 8)
+        among = analogues.candidates(memory, count, season, near.ravel(), seasons)
+        attention_on, by_recall = analogues.attend(params.recall, memory, count, key, among)
+        lag, weight = analogues.shown(attention_on[0], among)
     by_encoder = zeros[0]
     if level.window:
         out, _ = attention.encode(
@@ -321,10 +351,6 @@ def step(
         )
         by_encoder = out.reshape(horizon, channels)
 
-    ahead = experts.forecast(
-        trunk, window, experts.season_of(values, count, season, horizon), scale
-    )
-    foreseen = jnp.einsum("ehc,ehc->hc", experts.weights(state.loss[: len(EXPERTS)]), ahead)
     gain = gains(state.moments)
     corrected = jnp.stack(
         (
@@ -343,9 +369,11 @@ def step(
         values=values,
         seen=all_seen,
         trunk=trunk,
+        far=far,
         memory=memory,
         coarse=means,
         level=newest_level,
+        season_level=season_level,
         cache=cache,
         made=made,
     )

@@ -1,8 +1,8 @@
-"""Recall attention: the query is now, the keys are the past moments of the stream.
+"""Recall: the query is now, the keys are all past moments of the stream within the memory.
 
-One memory answers three questions. What comes next: the softmax-weighted errors that the trunk
-made after similar moments correct its forecast. Is this strange: the distance to the nearest
-moments, at several time scales. Why: which moments those are, and which channels keep them apart.
+Is this strange: the distance to the nearest moments, at several time scales. Why: which moments
+those are, and which channels keep them apart. What comes next: they are among those that
+`adaptive.analogues` asks.
 
 The distance of now to the moment L samples ago, at scale m, is the exponentially weighted mean of
 the squared distances of the samples that led to both,
@@ -31,25 +31,17 @@ from jaxtyping import Array, Float, Int
 from adaptive import ring
 
 SCALES = (3, 12, 48)  # [samples]
-SEASON_SCALE = 1024  # [samples] of the slow average that finds the season
+SEASON_SCALE = 8192  # [samples] of the slow average that finds the season
 DELAY = 120  # [samples] the newest ones do not count, or an event would explain itself
 NEAREST = 5  # moments
 BLOCK = 16  # [samples]; two moments of one block are one
 FARTHEST = 100.0  # [variances] squared distances are cut there
-FULL = 4096  # [samples] the age that the penalty on age is given for
 COMPARED = 0.6  # how much of the average must be there, in [0, 1]
 COMMON = 0.1  # share of the memory that a common moment is near to
 LEAST_UNIT = 0.6  # of a channel, against its standard deviation
 SETTLED = 50  # comparisons before a channel's unit is believed
 SLOW = 6400  # [samples] of the running mean behind it
 CUT = 5.0  # [deviations] more counts as this much in it
-
-
-class Params(NamedTuple):
-    """What gradients adjust."""
-
-    sharpness: Float[Array, " scales"]  # log of the inverse temperature of each scale
-    age: Float[Array, ""]  # log of the penalty on `FULL` samples of age
 
 
 class Distances(NamedTuple):
@@ -62,13 +54,6 @@ class Distances(NamedTuple):
     lag: Int[Array, ""]  # [samples] to the nearest moment; 0 where there is none
 
 
-class State(NamedTuple):
-    """What is remembered of one stream, sample by sample."""
-
-    far: Distances  # the last row is of `SEASON_SCALE`
-    errors: ring.Ring | ring.View  # (horizon, channels) what the trunk got wrong afterwards
-
-
 class Nearest(NamedTuple):
     """The nearest moments for each of several distances, nearest first."""
 
@@ -76,22 +61,11 @@ class Nearest(NamedTuple):
     lag: Int[Array, "rows nearest"]  # [samples]
 
 
-def init_params() -> Params:
-    """Sharp at every scale, hardly any forgetting."""
-    return Params(jnp.log(jnp.full(len(SCALES), 1.0, jnp.float32)), jnp.log(jnp.float32(0.1)))
-
-
-def init_distances(memory: int, channels: int, scales: int) -> Distances:
+def init(memory: int, channels: int, scales: int) -> Distances:
     """No distances yet."""
     empty = jnp.zeros((scales, memory), jnp.float32)
     zeros = jnp.zeros(channels, jnp.float32)
     return Distances(empty, empty, zeros, jnp.float32(0.0), jnp.int32(0))
-
-
-def init(memory: int, horizon: int, channels: int) -> State:
-    """An empty memory of `memory` moments, each with the trunk's errors that followed it."""
-    far = init_distances(memory, channels, len(SCALES) + 1)
-    return State(far, ring.init(memory, horizon, channels))
 
 
 def unit(far: Distances, deviation: Float[Array, " channels"]) -> Float[Array, " channels"]:
@@ -161,34 +135,6 @@ def distances(far: Distances, count: Int[Array, ""], lags: int) -> Float[Array, 
     return jnp.where(counts, distance / jnp.maximum(compared, COMPARED), jnp.inf)
 
 
-def logits(params: Params, distance: Float[Array, "scales lags"]) -> Float[Array, " lags"]:
-    """How much each moment speaks: less if far, less if old. Minus infinity if it may not."""
-    finite = jnp.isfinite(distance).all(axis=0)
-    near = jnp.exp(params.sharpness) @ jnp.where(finite, distance, 0.0)
-    lags = distance.shape[-1]
-    old = jnp.exp(params.age) * jnp.arange(lags, 0, -1) / FULL
-    return jnp.where(finite, -near - old, -jnp.inf)
-
-
-def weights(params: Params, distance: Float[Array, "scales lags"]) -> Float[Array, "rows lags"]:
-    """Softmax over the moments, and how each parameter would move it.
-
-    Returns:
-        First the weights w; all zero, not NaN, where no moment may speak. Then, for each
-        parameter p (the scales' sharpness, the age), w times the derivative of the logit in p.
-        Of a value recalled with w the derivative in p is the value recalled with that row, less
-        the row's sum times the value: softmax's own rule, without a second pass.
-    """
-    lags = distance.shape[-1]
-    logit = logits(params, distance)
-    highest = jnp.max(logit)
-    raised = jnp.exp(logit - jnp.where(jnp.isfinite(highest), highest, 0.0))
-    weight = raised / jnp.maximum(jnp.sum(raised), 1e-30)
-    near = jnp.exp(params.sharpness)[:, None] * jnp.where(weight > 0, distance, 0.0)
-    old = jnp.exp(params.age) * jnp.arange(lags, 0, -1) / FULL
-    return weight * jnp.concatenate((jnp.ones((1, lags)), -near, -old[None]))
-
-
 def nearest(distance: Float[Array, "rows lags"]) -> Nearest:
     """Find the `NEAREST` smallest distances of different blocks of lags.
 
@@ -223,49 +169,6 @@ def rareness(distance: Float[Array, " lags"]) -> Float[Array, ""]:
     there = jnp.sum(jnp.isfinite(least))
     row = jnp.round(COMMON * (there - 1)).astype(jnp.int32)
     return jnp.where(there > 0, jnp.sqrt(least[jnp.maximum(row, 0)]), -1.0)
-
-
-def remember(
-    state: State, count: Int[Array, ""], errors: Float[Array, "horizon channels"]
-) -> State:
-    """Write what the trunk got wrong, each step beside the moment that it was made at.
-
-    Args:
-        state: The memory.
-        count: Number of the newest sample.
-        errors: By row h - 1 the error of the forecast made h samples ago [standard deviations].
-
-    Returns:
-        The memory; errors after a moment are zero until they are known, and none of the newest is.
-    """
-    horizon = errors.shape[0]
-    # The newest moment's row is left alone: it still holds the moment one whole memory ago.
-    first = jnp.zeros_like(errors).at[0].set(errors[0])
-    written = ring.push(state.errors, count - 1, first)
-    if horizon == 1:  # the common case needs no scatter
-        return state._replace(errors=written)
-    step = jnp.arange(horizon)
-    row = ring.row(written, count - 1 - step)
-    rows = written.rows.at[written.stream, :, row, step].set(errors[:, None], unique_indices=True)
-    return state._replace(errors=written._replace(rows=rows))
-
-
-def correction(
-    state: State, count: Int[Array, ""], weight: Float[Array, "rows lags"]
-) -> Float[Array, "rows horizon channels"]:
-    """Recall what the trunk got wrong after the attended moments [standard deviations].
-
-    Args:
-        state: The memory.
-        count: Number of the newest sample.
-        weight: Attention on the moments `lags` samples ago down to 1; several rows of weights
-            are read in one pass over the memory.
-    """
-    rows, lags = weight.shape
-    past = ring.last(state.errors, count - 1, lags)
-    # Eight rows are a whole register: for 96 steps of 7 channels twice as fast as five.
-    padded = jnp.pad(weight, ((0, -rows % 8), (0, 0)))
-    return (padded @ past.reshape(lags, -1))[:rows].reshape(rows, *past.shape[1:])
 
 
 def apart_by_channel(

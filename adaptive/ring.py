@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 WRAP = 1 << 29  # samples; every ring length divides it
@@ -24,7 +25,7 @@ def length_for(rows: int) -> int:
 class Ring(NamedTuple):
     """The buffers of all streams."""
 
-    rows: Float[Array, "streams 2 length *shape"]
+    rows: Float[Array, "streams copies length *shape"]
 
     @property
     def stream(self) -> int:
@@ -42,7 +43,7 @@ class Ring(NamedTuple):
 class View(NamedTuple):
     """The buffer of one stream among all."""
 
-    rows: Float[Array, "streams 2 length *shape"]
+    rows: Float[Array, "streams copies length *shape"]
     stream: Int[Array, ""]
 
     @property
@@ -54,9 +55,12 @@ class View(NamedTuple):
 Buffer = TypeVar("Buffer", bound=Ring | View)
 
 
-def init(rows: int, *shape: int) -> Ring:
-    """An empty ring of one stream, all zero, that holds at least `rows` rows of `shape`."""
-    return Ring(jnp.zeros((1, 2, length_for(rows), *shape), jnp.float32))
+def init(rows: int, *shape: int, copies: int = 2, dtype: DTypeLike = jnp.float32) -> Ring:
+    """An empty ring of one stream, all zero, that holds at least `rows` rows of `shape`.
+
+    One copy of each row is enough where single rows are read, not slices of the newest.
+    """
+    return Ring(jnp.zeros((1, copies, length_for(rows), *shape), dtype))
 
 
 def row(ring: Ring | View, count: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -66,14 +70,16 @@ def row(ring: Ring | View, count: Int[Array, "*n"]) -> Int[Array, "*n"]:
 
 def push(ring: Buffer, count: Int[Array, ""], new: Float[Array, "*shape"]) -> Buffer:
     """Write the row of sample number `count`, in one update."""
-    both = jnp.broadcast_to(new, (1, 2, 1, *new.shape))
+    both = jnp.broadcast_to(new, (1, ring.rows.shape[1], 1, *new.shape)).astype(ring.rows.dtype)
     start = (ring.stream, 0, row(ring, count), *(0 for _ in new.shape))
     return ring._replace(rows=lax.dynamic_update_slice(ring.rows, both, start))
 
 
 def last(ring: Ring | View, count: Int[Array, ""], rows: int) -> Float[Array, "rows *shape"]:
     """Read the `rows` newest rows up to sample number `count`, oldest first."""
-    streams, _, length, *shape = ring.rows.shape
+    streams, copies, length, *shape = ring.rows.shape
+    if copies < 2:
+        raise ValueError("a ring of one copy has no slices of its newest rows")
     if rows > length:
         raise ValueError(f"the ring holds {length} rows, {rows} were asked for")
     flat = ring.rows.reshape(streams, 2 * length, *shape)

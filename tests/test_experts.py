@@ -9,32 +9,49 @@ from jax import lax
 from adaptive import experts, ring, settings
 
 HORIZON, CHANNELS, SCALE = 3, 2, 1.5
-FAMILIES = experts.families(HORIZON)
+LAGS = experts.reach(HORIZON)
+LEVEL, SEASON = (0.5, -1.0), 8
+
+
+def seen_at(window, n, scale):
+    """What the experts see at sample `n`: levels and the season do not matter to the algebra."""
+    ones = jnp.ones(CHANNELS, jnp.float32)
+    phase = (n % SEASON) / jnp.float32(SEASON)
+    level, mean = jnp.asarray(LEVEL, jnp.float32), 0.1 * ones
+    return experts.Recent(window, mean, scale * ones, level, phase, jnp.int32(SEASON))
 
 
 @jax.jit
 def trained(values, known, scale):
     """Take a whole stream [T, C] through the trunk; return it after every sample."""
-    lags = FAMILIES[0].lags
-    held = jnp.concatenate((jnp.broadcast_to(values[0], (lags, CHANNELS)), values))
+    held = jnp.concatenate((jnp.broadcast_to(values[0], (LAGS, CHANNELS)), values))
 
     def one(state, n):
-        window = lax.dynamic_slice_in_dim(held, n + 1, lags)
-        past = held[lags + n - 1 - jnp.arange(HORIZON)]
+        recent = seen_at(lax.dynamic_slice_in_dim(held, n + 1, LAGS), n, scale)
+        past = held[LAGS + n - 1 - jnp.arange(HORIZON)]
         there = known[n] * (jnp.arange(HORIZON) < n)[:, None]
-        state = experts.step(state, n, window, scale, past, there)
+        state = experts.step(state, n, recent, past, there)
         return state, tuple(one.weights for one in state)
 
     # Only the end of the stream is kept, a moment apart, to see when a truth takes effect.
     return lax.scan(one, experts.init(CHANNELS, HORIZON), jnp.arange(len(values)))
 
 
-def regressors(values, n, lags):
+def long_rows(values, n):
     """[C, lags] differences to the newest value, the newest one 1, in float64."""
-    at = np.maximum(np.arange(n - lags + 1, n + 1), 0)
+    at = np.maximum(np.arange(n - LAGS + 1, n + 1), 0)
     change = np.clip((values[at] - values[n]) / SCALE, -experts.CLIP, experts.CLIP)
     change[-1] = 1.0
     return change.T
+
+
+def joint_row(values, n):
+    """[1, numbers] one, the place in the season, values and levels of all channels."""
+    angle = 2 * np.pi * (n % SEASON) / SEASON * np.arange(1, experts.HARMONICS + 1)
+    values = [values[max(n - lag, 0)] for lag in experts.JOINT_LAGS]
+    values = (np.concatenate((*values, LEVEL)) - 0.1) / SCALE
+    values = np.clip(values, -experts.CLIP, experts.CLIP)
+    return np.concatenate(([1.0], np.sin(angle), np.cos(angle), values))[None]
 
 
 def ridge(rows, targets, forgetting):
@@ -59,7 +76,7 @@ def stream():
         values[n] = 1.6 * values[n - 1] - 0.8 * values[n - 2] + rng.normal(0, 1, CHANNELS)
         values[n, 1] += 0.2 * values[n - 1, 0]
     known = np.ones((len(values), CHANNELS), np.float32)
-    _, weights = trained(values.astype(np.float32), known, jnp.full(CHANNELS, SCALE))
+    _, weights = trained(values.astype(np.float32), known, SCALE)
     return values, *map(np.asarray, weights)
 
 
@@ -67,25 +84,22 @@ def stream():
 def test_every_step_is_the_exact_batch_solution_of_exactly_the_truths_that_have_arrived(
     stream, step
 ):
-    values, *weights = stream
+    values, long, joint = stream
     newest = len(values) - 1
     # Lags and gains are of all moments from the first on; a truth is there `step` samples later.
     moments = range(0, newest - step + 1)
-    rows = np.array([regressors(values, n, FAMILIES[0].lags) for n in moments])
     change = np.array([values[n + step] - values[n] for n in moments]) / SCALE
     change = np.clip(change, -experts.CLIP, experts.CLIP)
-    got = [group for one in weights for group in one[newest, :, :, step - 1]]
-    without = [group for one in weights for group in one[newest - 1, :, :, step - 1]]
-    every = [slice(None)]
-    wanted, before = (
-        [
-            ridge(rows[:end, one, -family.lags :], change[:end, one], family.forgetting)
-            for family in FAMILIES
-            for one in (every if family.shared else [slice(c, c + 1) for c in range(CHANNELS)])
-        ]
-        for end in (len(rows), len(rows) - 1)
-    )
-    for g, w, earlier, b in zip(got, wanted, without, before, strict=True):
+    rows = np.array([long_rows(values, n) for n in moments])
+    rest = np.array([joint_row(values, n) for n in moments])
+    fast = 1 - 1 / (experts.JOINT_MEMORY * experts.LEAST_MEMORY)
+    cases = [(long[..., 0], rows, change, experts.LONG_FORGETTING)]
+    cases += [(joint[..., c], rest, change[:, [c]], fast) for c in range(CHANNELS)]
+    for weights, regressors, targets, forgetting in cases:
+        g, earlier = (weights[n, :, step - 1] for n in (newest, newest - 1))
+        w, b = (
+            ridge(regressors[:end], targets[:end], forgetting) for end in (len(rows), len(rows) - 1)
+        )
         largest = np.abs(w).max()
         np.testing.assert_allclose(g, w, atol=2e-3 * largest)
         np.testing.assert_allclose(earlier, b, atol=2e-3 * largest)
@@ -95,14 +109,29 @@ def test_every_step_is_the_exact_batch_solution_of_exactly_the_truths_that_have_
 
 
 def test_a_truth_that_is_missing_teaches_nothing(stream):
-    values, shared, *_ = stream
+    values, *before = stream
     known = np.ones((len(values), CHANNELS), np.float32)
     known[300:] = 0.0
-    _, (silent, short, own) = trained(values.astype(np.float32), known, jnp.full(CHANNELS, SCALE))
-    np.testing.assert_array_equal(silent[:300], shared[:300])
-    assert (np.asarray(silent[300:]) == np.asarray(silent[299])).all()
-    for one in (short, own):
+    _, silent = trained(values.astype(np.float32), known, SCALE)
+    for one, learned in zip(silent, before, strict=True):
+        np.testing.assert_array_equal(one[:300], learned[:300])
         assert (np.asarray(one[300:]) == np.asarray(one[299])).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 38, 59, 60, 500])
+def test_what_the_joint_forecaster_sees_of_many_channels_is_bounded(channels):
+    lags = experts.joint_lags(channels)
+    assert lags == experts.JOINT_LAGS[: len(lags)]
+    numbers = jax.eval_shape(partial(experts.init, channels, 1)).joint.weights.shape[0]
+    assert numbers <= experts.MOST
+    assert (len(lags) == 8) == (channels <= 13)
+    assert (len(lags) == 0) == (channels > 59)
+    window = jnp.zeros((LAGS, channels))
+    zeros = jnp.zeros(channels)
+    recent = experts.Recent(window, zeros, zeros + 1, zeros, jnp.float32(0.2), jnp.int32(1))
+    got = np.asarray(experts.joint_regressors(recent))
+    assert got.shape == (1, numbers)
+    np.testing.assert_array_equal(got[0, 1 : 1 + 2 * experts.HARMONICS], 0.0)  # no season
 
 
 @pytest.mark.slow
@@ -123,12 +152,11 @@ def test_a_hundred_thousand_hard_samples_leave_everything_finite_and_able_to_lea
 
         def one(carry, n):
             state, finite, wrong = carry
-            window = lax.dynamic_slice_in_dim(held, n + 1, 96)
+            recent = seen_at(lax.dynamic_slice_in_dim(held, n + 1, 96), n, 1.0)
             past = held[96 + n - 1 - jnp.arange(HORIZON)]
-            scale = jnp.ones(CHANNELS, jnp.float32)
             season = jnp.zeros((HORIZON, CHANNELS), jnp.float32)
-            ahead = experts.forecast(state, window, season, scale)
-            state = experts.step(state, n, window, scale, past, known[n][None] * jnp.ones((3, 1)))
+            ahead = experts.forecast(state, recent, season)
+            state = experts.step(state, n, recent, past, known[n][None] * jnp.ones((3, 1)))
             target = held[jnp.minimum(96 + n + 1, len(held) - 1)]
             late = jnp.abs(ahead[2:, 0] - target)  # of the regressions
             wrong = jnp.where(n >= len(values) - 1000, wrong + late / 1000, wrong)
@@ -137,17 +165,17 @@ def test_a_hundred_thousand_hard_samples_leave_everything_finite_and_able_to_lea
                 finite &= jnp.isfinite(one.weights).all()
             return (state, finite, wrong), None
 
-        start = experts.init(CHANNELS, HORIZON), jnp.bool(True), jnp.zeros((3, CHANNELS))
+        start = experts.init(CHANNELS, HORIZON), jnp.bool(True), jnp.zeros((2, CHANNELS))
         return lax.scan(one, start, jnp.arange(len(values)))[0]
 
     state, finite, wrong = run(values.astype(np.float32), known)
     assert bool(finite)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     for regression in state:
-        for covariance in np.asarray(regression.covariance, np.float64):
-            np.testing.assert_allclose(covariance, covariance.T)
-            assert np.diagonal(covariance).min() > 0
-            assert np.trace(covariance) / len(covariance) < 2 * experts.COVARIANCE_CAP
+        covariance = np.asarray(regression.covariance, np.float64)
+        np.testing.assert_allclose(covariance, covariance.T)
+        assert np.diagonal(covariance).min() > 0
+        assert np.diagonal(covariance).max() < 1.2 * experts.LARGEST
     # The last stretch is a plain sine again, where persistence is wrong by 0.07.
     assert float(np.min(wrong)) < 0.02
 
@@ -163,30 +191,43 @@ def test_the_season_of_a_daily_pattern_is_found_and_none_where_there_is_none():
     known = jnp.ones(256, jnp.float32)
     daily = np.sin(2 * np.pi * n / 24) + 0.5 * (n % 24 < 5) + rng.normal(0, 0.2, len(n))
     find = jax.jit(experts.seasonal_lag)
-    assert int(find(distance_by_lag(daily, 256), known)) == 24
-    assert int(find(distance_by_lag(rng.normal(size=2000), 256), known)) == 0
-    assert int(find(distance_by_lag(np.full(2000, 3.0), 256), known)) == 0
-    # Seasons that were hardly compared yet do not count.
-    assert int(find(distance_by_lag(daily, 256), 0.4 * known)) == 0
+    none = jnp.int32(1)
+    assert int(find(distance_by_lag(daily, 256), known, none)) == 24
+    assert int(find(distance_by_lag(rng.normal(size=2000), 256), known, none)) == 0
+    assert int(find(distance_by_lag(np.full(2000, 3.0), 256), known, none)) == 0
+    # Averages that are there in part count as what they are of; hardly begun ones do not.
+    assert int(find(0.3 * distance_by_lag(daily, 256), 0.3 * known, none)) == 24
+    assert int(find(0.09 * distance_by_lag(daily, 256), 0.09 * known, none)) == 0
     week = daily + 1.0 * (n // 24 % 7 < 2)
-    assert int(find(distance_by_lag(week, 256), known)) == 168
+    assert int(find(distance_by_lag(week, 256), known, none)) == 168
     slow = np.sin(2 * np.pi * n / 97) + rng.normal(0, 0.05, len(n))
-    assert int(find(distance_by_lag(slow, 256), known)) == 97
+    assert int(find(distance_by_lag(slow, 256), known, none)) == 97
     short = jnp.where(jnp.arange(256, 0, -1) < 20, 1.0, 0.0)
-    assert int(find(distance_by_lag(daily, 256), short)) == 0
+    assert int(find(distance_by_lag(daily, 256), short, none)) == 0
+
+
+def test_a_season_is_not_given_up_for_its_multiple_that_is_hardly_nearer():
+    rng, n = np.random.default_rng(2), np.arange(2000)
+    daily = np.sin(2 * np.pi * n / 24) + 0.25 * (n // 24 % 2) + rng.normal(0, 0.3, len(n))
+    known, distance = jnp.ones(256, jnp.float32), distance_by_lag(daily, 256)
+    find = jax.jit(experts.seasonal_lag)
+    assert int(find(distance, known, jnp.int32(1))) % 48 == 0
+    assert int(find(distance, known, jnp.int32(24))) == 24
+    single = distance_by_lag(np.sin(2 * np.pi * n / 24), 256)
+    assert int(find(single, known, jnp.int32(48))) == 24  # the shorter one is as near
 
 
 def test_weights_of_experts_sum_to_one_and_follow_their_losses():
-    loss = np.random.default_rng(3).uniform(0.1, 2.0, (5, HORIZON, CHANNELS))
+    loss = np.random.default_rng(3).uniform(0.1, 2.0, (4, HORIZON, CHANNELS))
     weigh = jax.jit(experts.weights)
     got = np.asarray(weigh(jnp.asarray(loss, jnp.float32)))
-    raised = np.exp(-2.0 * 5 * (loss - loss.min(axis=0)) / loss.mean(axis=0))
+    raised = np.exp(-2.0 * 4 * (loss - loss.min(axis=0)) / loss.mean(axis=0))
     np.testing.assert_allclose(got, raised / raised.sum(axis=0), rtol=1e-4)
     np.testing.assert_allclose(got.sum(axis=0), 1.0, rtol=1e-6)
     assert (np.argsort(got, axis=0)[::-1] == np.argsort(loss, axis=0)).all()
     scaled = weigh(jnp.asarray(1e-6 * loss, jnp.float32))
     np.testing.assert_allclose(scaled, got, rtol=1e-3)  # no unit
-    np.testing.assert_allclose(weigh(jnp.zeros((5, HORIZON, CHANNELS))), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(weigh(jnp.zeros((4, HORIZON, CHANNELS))), 0.25, rtol=1e-6)
 
 
 @pytest.mark.parametrize("lag", [1, 2, 5, 7])
@@ -207,9 +248,8 @@ def test_a_season_is_read_as_few_whole_seasons_ago_as_lie_in_the_past(lag):
 def test_a_trunk_that_has_seen_nothing_forecasts_persistence_or_the_season():
     window = jnp.asarray(np.random.default_rng(4).normal(size=(96, CHANNELS)), jnp.float32)
     season = jnp.arange(HORIZON * CHANNELS, dtype=jnp.float32).reshape(HORIZON, CHANNELS)
-    got = jax.jit(experts.forecast)(
-        experts.init(CHANNELS, HORIZON), window, season, jnp.ones(CHANNELS, jnp.float32)
-    )
+    recent = seen_at(window, jnp.int32(3), 1.0)
+    got = jax.jit(experts.forecast)(experts.init(CHANNELS, HORIZON), recent, season)
     for number, name in enumerate(settings.EXPERTS):
         wanted = season if name == "seasonal" else np.tile(window[-1], (HORIZON, 1))
         np.testing.assert_allclose(got[number], wanted, atol=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from adaptive import attention, experts, learner, model, recall, ring
+from adaptive import analogues, attention, experts, learner, model, ring
 from adaptive.model import Shape
 from adaptive.settings import Level
 
@@ -36,6 +36,7 @@ def fed(params, samples, learnable=True, seed=0):
     errors = rng.normal(size=(samples, SHAPE.horizon, SHAPE.channels)).astype(np.float32)
     if learnable:
         errors[1:] = 0.8 * np.tanh(inputs[1:, :2] - inputs[:-1, 2:])[:, None]
+    errors = errors.astype(np.float16).astype(np.float32)  # as it is kept
     bank = empty(params)
     cache, memory = bank.cache, bank.memory
     filled = {}
@@ -218,7 +219,7 @@ def test_the_slopes_that_recall_gathers_are_finite_differences_of_its_loss():
     start = np.array([-0.5, 0.2, -1.0, 2.0])
 
     def at(theta):
-        kept = recall.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
+        kept = analogues.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
         return params._replace(recall=kept)
 
     state, _ = lived(at(start), values)
@@ -226,4 +227,4 @@ def test_the_slopes_that_recall_gathers_are_finite_differences_of_its_loss():
         ends = [huber_of_recall(at(start + sign * change), values) for sign in (1, -1)]
         wanted = (ends[0] - ends[1]) / 0.04
         # Slopes are in deviations of when the forecast was made, which drift a little.
-        assert float(state.slope[k]) == pytest.approx(wanted, rel=0.05, abs=0.02)
+        assert float(state.slope[k]) == pytest.approx(wanted, rel=0.08, abs=0.02)

@@ -20,7 +20,7 @@ def compare(state, then, then_seen, now, seen):
 
 def compared(values, seen, lags):
     """Take a stream through the memory, sample n at a level that attends to `lags[n]` moments."""
-    state = recall.init_distances(MEMORY, CHANNELS, len(recall.SCALES) + 1)
+    state = recall.init(MEMORY, CHANNELS, len(recall.SCALES) + 1)
     pad = np.zeros((MEMORY, CHANNELS))
     values, seen = (np.concatenate((pad, a)).astype(np.float32) for a in (values, seen))
     for n, many in enumerate(lags):
@@ -84,7 +84,7 @@ def test_the_newest_moments_and_hardly_compared_ones_do_not_count(count):
     lags, rng = 256, np.random.default_rng(2)
     distance = rng.uniform(0, 4, (4, lags)).astype(np.float32)
     there = rng.uniform(0.3, 1, (4, lags)).astype(np.float32)
-    state = recall.init_distances(lags, 1, 4)._replace(distance=distance, compared=there)
+    state = recall.init(lags, 1, 4)._replace(distance=distance, compared=there)
     got = np.asarray(recall.distances(state, jnp.int32(count), lags))
     lag = np.arange(lags, 0, -1)
     for row, scale in enumerate(recall.SCALES):
@@ -97,45 +97,7 @@ def test_the_newest_moments_and_hardly_compared_ones_do_not_count(count):
     np.testing.assert_array_equal(recall.distances(state, jnp.int32(count), 128), got[:, -128:])
 
 
-def softmax(sharpness, age, distance):
-    """Attention by hand, in float64; distances [scales, lags]."""
-    lags = distance.shape[1]
-    may = np.isfinite(distance).all(axis=0)
-    logit = -np.exp(sharpness) @ np.where(may, distance, 0.0)
-    logit -= np.exp(age) * np.arange(lags, 0, -1) / recall.FULL
-    raised = np.where(may, np.exp(logit - logit[may].max()), 0.0)
-    return raised / raised.sum()
-
-
-def some_distances(rng, lags=64):
-    distance = rng.uniform(0, 3, (len(recall.SCALES), lags))
-    distance[0, 50:] = np.inf
-    distance[2, 5:9] = np.inf
-    return distance
-
-
-def test_weights_are_a_softmax_and_their_slopes_the_derivatives_of_what_is_recalled():
-    rng = np.random.default_rng(3)
-    distance, values = some_distances(rng), rng.normal(size=64)
-    # A penalty on age that can be told from none within 64 samples.
-    theta = np.array([0.3, -0.5, -1.0, 4.0])
-    params = recall.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
-    rows = np.asarray(jax.jit(recall.weights)(params, jnp.asarray(distance, jnp.float32)))
-    np.testing.assert_allclose(rows[0], softmax(theta[:3], theta[3], distance), atol=1e-6)
-
-    def recalled(theta):
-        return softmax(theta[:3], theta[3], distance) @ values
-
-    for k, step in enumerate(1e-6 * np.eye(4)):
-        slope = (recalled(theta + step) - recalled(theta - step)) / 2e-6
-        got = rows[1 + k] @ values - rows[1 + k].sum() * recalled(theta)
-        assert got == pytest.approx(slope, rel=1e-3, abs=1e-5)
-
-
-def test_where_no_moment_may_speak_there_is_no_weight_and_no_nan():
-    params = recall.init_params()
-    rows = jax.jit(recall.weights)(params, jnp.full((3, 64), jnp.inf))
-    np.testing.assert_array_equal(rows, 0.0)
+def test_where_there_is_no_moment_nothing_is_known():
     np.testing.assert_array_equal(recall.strangeness(jnp.full((3, 5), jnp.inf)), -1.0)
     assert recall.rareness(jnp.full(64, jnp.inf)) == -1.0
 
@@ -176,7 +138,7 @@ def test_a_channel_that_the_nearest_moment_foretells_counts_more():
     regular = np.tile([0.0, 3.0, 1.0, -2.0], many // 4)
     values = np.stack((regular, rng.normal(0, regular.std(), many)), axis=1).astype(np.float32)
     deviation = jnp.asarray(values.std(axis=0))
-    far, seen = recall.init_distances(MEMORY, CHANNELS, 3), jnp.ones((MEMORY, CHANNELS))
+    far, seen = recall.init(MEMORY, CHANNELS, 3), jnp.ones((MEMORY, CHANNELS))
     np.testing.assert_allclose(recall.unit(far, deviation), deviation, rtol=1e-6)
     off = []
     for n in range(MEMORY, many):
@@ -188,37 +150,6 @@ def test_a_channel_that_the_nearest_moment_foretells_counts_more():
     got = np.asarray(recall.unit(far, deviation)) / np.asarray(deviation)
     assert got[0] / got[1] == pytest.approx(recall.LEAST_UNIT, rel=1e-6)
     assert np.mean(1 / got**2) == pytest.approx(1.0, rel=1e-5)
-
-
-remember = jax.jit(recall.remember)
-correct = jax.jit(recall.correction)
-
-
-@pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("start", [0, 2 * ring.WRAP - 50])
-def test_errors_are_recalled_beside_the_moment_that_they_followed(horizon, start):
-    rng, many = np.random.default_rng(5), 3 * MEMORY + 5
-    error = rng.normal(size=(many, horizon, CHANNELS))  # of the forecast made at each moment
-    state, count = recall.init(MEMORY, horizon, CHANNELS), jnp.int32(start - 1)
-    for n in range(many):
-        count = ring.advance(count)
-        # What arrives: of the forecast made h ago its step h.
-        arrived = np.zeros((horizon, CHANNELS), np.float32)
-        for h in range(1, horizon + 1):
-            if n >= h:
-                arrived[h - 1] = error[n - h, h - 1]
-        state = remember(state, count, arrived)
-        if n not in (0, 1, MEMORY - 1, MEMORY, MEMORY + 1, many - 1):
-            continue
-        for lags in (MEMORY, FEWER):
-            weight = rng.uniform(size=(2, lags)).astype(np.float32)
-            wanted = np.zeros((2, horizon, CHANNELS))
-            for lag in range(1, lags + 1):
-                for h in range(1, horizon + 1):
-                    if n - lag >= 0 and n - lag + h <= n:  # its truth is there
-                        wanted[:, h - 1] += weight[:, lags - lag, None] * error[n - lag, h - 1]
-            got = correct(state, count, weight)
-            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_share_of_a_channel_is_its_part_in_the_weighted_distance_of_windows():

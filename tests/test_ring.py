@@ -71,3 +71,14 @@ def test_a_ring_of_many_streams_cannot_be_read_without_saying_which():
     rows = jnp.zeros((2, 2, LENGTH), jnp.float32)
     with pytest.raises(ValueError, match="2 streams"):
         ring.last(ring.Ring(rows), jnp.int32(0), 1)
+
+
+def test_a_ring_of_one_copy_has_single_rows_in_its_own_precision_and_no_slices():
+    buffer = ring.init(LENGTH, 2, copies=1, dtype=jnp.float16)
+    for n in range(20):
+        buffer = push(buffer, jnp.int32(n), jnp.array([n, 0.5 * n], jnp.float32))
+    assert buffer.rows.dtype == jnp.float16
+    row = int(ring.row(buffer, jnp.int32(15)))
+    np.testing.assert_array_equal(buffer.rows[0, :, row], [[15.0, 7.5]])
+    with pytest.raises(ValueError, match="one copy"):
+        last(buffer, jnp.int32(19), 2)
