@@ -126,6 +126,16 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--seed", type=int, metavar="N", help="of the first parameters")
 
+    why = command("explain", commands.explain_moment, "Say what carried the answer to one sample.")
+    why.add_argument("input", type=Path, metavar="INPUT", help="a recording, as for replay")
+    why.add_argument(
+        "--at", required=True, metavar="TIME", help="of the sample: as in the recording"
+    )
+    why.add_argument("--config", type=Path, metavar="FILE", help="its [model] and [alarms] count")
+    why.add_argument("--columns", type=listed, metavar="A,B", help="channels to take")
+    why.add_argument("--time-column", metavar="NAME", help="default: the first")
+    why.add_argument("--horizon", type=int, metavar="H", help="how far to forecast [samples]")
+
     bench = command(
         "bench", commands.bench_levels, "Measure what each level costs on this machine."
     )

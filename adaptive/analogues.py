@@ -29,7 +29,8 @@ from jaxtyping import Array, Float, Int
 
 from adaptive import ring
 
-SEASONS = 160  # moments whole seasons ago, at most
+SEASONS, LONGEST = 160, 4096  # moments whole seasons ago, at a memory of so many samples
+FEWEST = 8  # at the least
 VALUES = 12  # [samples] newest values in a key
 POINTS = 14  # steps of the horizon in a key, at most
 FULL = 4096  # [samples] the age that the penalty on age is given for
@@ -111,7 +112,7 @@ def candidates(
     count: Int[Array, ""],
     season: Int[Array, ""],
     near: Int[Array, " moments"],
-    seasons: int,
+    memory: int,
 ) -> Candidates:
     """Pick the moments to ask.
 
@@ -120,9 +121,10 @@ def candidates(
         count: Number of the newest sample.
         season: [samples], at least 1.
         near: Lags of other moments that may be alike [samples]; 0 for none.
-        seasons: How many whole seasons to look back, static.
+        memory: How many moments a level attends to, static; it looks as many seasons back.
     """
     horizon = state.errors.rows.shape[3]
+    seasons = max(SEASONS * memory // LONGEST, FEWEST)
     lag = jnp.concatenate((season * jnp.arange(1, seasons + 1), near))
     reach = jnp.minimum(count, state.keys.length - 1)
     may = (lag >= horizon) & (lag <= reach)

@@ -50,9 +50,10 @@ class Surprise(NamedTuple):
     relative: float  # the distances alone; 1 is usual
     above: float  # of the part that stands out most [spreads above its median], as far as believed
     p_value: float  # share of earlier samples that stood out at least as much, in (0, 1]
+    part: int  # that stands out most; -1: none
 
 
-USUAL = Surprise(1.0, 0.0, 1.0)  # of a sample of which nothing was measured
+USUAL = Surprise(1.0, 0.0, 1.0, -1)  # of a sample of which nothing was measured
 
 
 class Verdict(NamedTuple):
@@ -91,20 +92,22 @@ class Rank:
             self.mean[i] = mean + rate * (part - mean) if mean > 0 else part
         return total / len(distances)
 
-    def above(self, parts: Sequence[float]) -> tuple[float, float]:
+    def above(self, parts: Sequence[float]) -> tuple[float, float, int]:
         """How far the part that stands out most is above its median; negative parts are unknown.
 
         Returns:
-            As far as it is to be believed yet, and in full.
+            As far as it is to be believed yet, and in full; and which part it is, -1 for none.
         """
         if not self.usual:
             self.usual = [Usual() for _ in parts]
-        most, in_full = -inf, -inf
-        for usual, part in zip(self.usual, parts, strict=True):
+        most, in_full, which = -inf, -inf, -1
+        for i, part in enumerate(parts):
             if part >= 0:
-                trust, above = usual.trust, usual.above(part)
-                most, in_full = max(most, trust * above), max(in_full, above)
-        return (most, in_full) if isfinite(most) else (0.0, 0.0)
+                trust, above = self.usual[i].trust, self.usual[i].above(part)
+                if trust * above > most:
+                    most, which = trust * above, i
+                in_full = max(in_full, above)
+        return (most, in_full, which) if which >= 0 else (0.0, 0.0, -1)
 
     def p_value(self, above: float) -> float:
         """Rank among the earlier ones, then count this one."""
@@ -184,8 +187,8 @@ class Calibration:
         """
         rank = self.ranks.setdefault(level, Rank())
         relative = rank.relative([max(part, 0.0) for part in parts[:distances]])
-        above, in_full = rank.above(parts)
-        return Surprise(relative, above, rank.p_value(in_full))
+        above, in_full, part = rank.above(parts)
+        return Surprise(relative, above, rank.p_value(in_full), part)
 
     def judge(
         self, time: float, values: Sequence[float], level: int, surprise: Surprise

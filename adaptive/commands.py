@@ -209,6 +209,60 @@ def positive(text: str, option: str) -> float:
     raise ValueError(f"{option}: wanted max or a number above 0, got {text!r}")
 
 
+# --- explain ------------------------------------------------------------------------------------
+
+
+def explain_moment(args: argparse.Namespace) -> int:
+    """`adaptive explain`."""
+    import dataclasses
+
+    import numpy as np
+
+    from adaptive import replay, terminal
+    from adaptive.controller import Controller
+    from adaptive.engine import Engine
+    from adaptive.prequential import blockwise
+
+    config = settings_of(args.config)
+    model = config["model"]
+    if args.horizon is not None:
+        model = dataclasses.replace(model, horizon_samples=args.horizon)
+    recording = replay.load(args.input, args.columns, args.time_column)
+    row = row_at(args.at, recording.time)
+    engine = Engine(1, len(recording.channels), model)
+    controller = Controller(1, len(recording.channels), model, config["alarms"], engine)
+    level = len(controller.levels) - 1
+    with bar("compiling", None) as advance:
+        for name in engine.warm_up([level]):
+            advance(1, f"compiled {name}")
+    values = np.where(np.isfinite(recording.values), recording.values, np.nan)[: row + 1]
+    answered = blockwise(controller, values, level, None)
+    with bar(f"to row {row}", row + 1) as advance:
+        for n in range(row):
+            controller.settle(next(answered)[0], float(recording.time[n]), values[n])
+            advance()
+        answer = controller.settle(next(answered)[0], float(recording.time[row]), values[row])
+    stamps = list(replay.timestamps(recording))[: row + 1]
+    effects = engine.explain(0, controller.levels[level])
+    OUT.print(terminal.explained(answer, effects, stamps, values[row].tolist(), recording.channels))
+    return 0
+
+
+def row_at(text: str, time: Any) -> int:
+    """The newest row at a time."""
+    import numpy as np
+
+    from adaptive import replay
+
+    try:
+        row = int(np.searchsorted(time, replay.seconds(text), side="right")) - 1
+    except ValueError:
+        raise ValueError(f"--at: wanted a number or an ISO date, got {text!r}") from None
+    if row < 0:
+        raise ValueError(f"--at: the recording begins at {time[0]:g} s, after {text}")
+    return row
+
+
 # --- bench --------------------------------------------------------------------------------------
 
 

@@ -30,14 +30,22 @@ if TYPE_CHECKING:
 MANDATORY = mandatory.LEVEL
 LARGEST = 1e18  # a centred value is cut there, or its square would leave float32
 DISTANCES = 3  # of the parts of what is strange: those at the scales of recall, sample by sample
+CAUSES = (  # of an answer being strange, in the order of the parts
+    *(f"unlike any {samples} samples remembered" for samples in (3, 12, 48, 12, 48, 192)),
+    "seldom seen",
+    "far from its usual level",
+)
+JUMP, UNFORESEEN = "a jump", "unlike what was foreseen"
 
 
 class Explanation(NamedTuple):
     """What an answer attended to."""
 
-    lag: Int[np.ndarray, " nearest"]  # [samples] ago; 0 where there are fewer
-    weight: Float[np.ndarray, " nearest"]  # attention on these moments
-    channel: Float[np.ndarray, " channels"]  # share in the distance to them
+    lag: Int[np.ndarray, " shown"]  # [samples] ago; 0 where there are fewer
+    weight: Float[np.ndarray, " shown"]  # attention on these moments
+    channel: Float[np.ndarray, " channels"]  # share in the distance to the nearest moments
+    expert: Float[np.ndarray, " experts"]  # weight of each of `settings.EXPERTS`
+    gain: Float[np.ndarray, " corrections"]  # share of recall's and of the encoder's correction
 
 
 class Estimate(NamedTuple):
@@ -47,6 +55,7 @@ class Estimate(NamedTuple):
     index: int  # number of the sample in its stream, as the controller counts
     level: int  # index in the ladder, or `MANDATORY`
     surprise: Surprise
+    cause: str  # what is strangest about it, in words
     forecast: Float[np.ndarray, "horizon channels"]  # of the next samples, in their units
     spread: Float[np.ndarray, "horizon channels"]  # usual error of such a forecast
     explanation: Explanation | None
@@ -166,7 +175,7 @@ class Controller:
         ahead = np.array([member.mandatory.last] * self.horizon, np.float32)
         # The error of persistence grows like that of a random walk.
         spread = np.sqrt(np.array(member.mandatory.deviation, np.float32) * self._growth)
-        return Estimate(stream, index, MANDATORY, compared, ahead, spread, None, None)
+        return Estimate(stream, index, MANDATORY, compared, JUMP, ahead, spread, None, None)
 
     def refine(self, level: int, batch: int = BLOCK) -> list[Estimate]:
         """Take the oldest queued samples through the model: `take`, `engine.run`, `finish`.
@@ -210,22 +219,23 @@ class Controller:
     def _estimate(self, level: int, sample: Queued, out: dict[str, np.ndarray], k: int) -> Estimate:
         member = self.members[sample.stream]
         self.due[sample.stream] += 1
-        if not any(sample.seen):
-            surprise = USUAL  # nothing was measured: nothing is strange
-        else:
-            parts, distances = out["strange"][k].tolist(), DISTANCES
-            if not self.levels[level].memory:
-                # Recall is the better judge by far; the trunk's error stands in where it is off.
-                parts, distances = [float(out["error"][k]), parts[-1]], 1
+        parts, distances, causes = out["strange"][k].tolist(), DISTANCES, CAUSES
+        if not self.levels[level].memory:
+            # Recall is the better judge by far; the trunk's error stands in where it is off.
+            parts, distances = [float(out["error"][k]), parts[-1]], 1
+            causes = (UNFORESEEN, CAUSES[-1])
+        surprise = USUAL  # where nothing was measured nothing is strange
+        if any(sample.seen):
             surprise = member.calibration.rank(level, parts, distances)
         return Estimate(
             sample.stream,
             sample.index,
             level,
             surprise,
+            causes[surprise.part] if surprise.part >= 0 else "",
             (out["forecast"][k] + sample.anchor).astype(np.float32),
             out["spread"][k],
-            Explanation(out["lag"][k], out["weight"][k], out["channel"][k]),
+            Explanation(*(out[name][k] for name in Explanation._fields)),
             out["loss"][k],
         )
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from adaptive import analogues, model, runtime
+from adaptive.explain import Effects, effects
 from adaptive.model import Shape
 from adaptive.programs import Programs, start
-from adaptive.settings import KINDS, Model
+from adaptive.settings import EXPERTS, KINDS, Level, Model
 
 ORIGINS = 8  # moments that one gradient step learns from
 
@@ -52,6 +54,8 @@ class Engine:
             "lag": (analogues.SHOWN,),
             "weight": (analogues.SHOWN,),
             "channel": (channels,),
+            "expert": (len(EXPERTS),),
+            "gain": (2,),
             "loss": (len(KINDS),),
         }
 
@@ -114,6 +118,13 @@ class Engine:
             self.params, self.momenta, self.bank, np.int32(stream)
         )
         return bool(np.asarray(report.landed))
+
+    def explain(self, stream: int, level: Level) -> Effects:
+        """What carried the newest answer of a stream; compiles when it is first asked."""
+        if not level.memory:
+            raise ValueError(f"level {level.name} has no memory to explain by")
+        state = model.of_stream(self.bank, jnp.int32(stream))
+        return jax.jit(effects, static_argnums=2)(self.params, state, level)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All state, by name; copies."""

@@ -25,7 +25,6 @@ STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, depart
 RIDGE = 0.02  # of the gains, against the variance of the residual
 SEASON_EVERY = 64  # [samples] between two looks for the season
 SLOPES = analogues.PARAMETERS  # whose slopes are kept
-LONGEST = 4096  # [samples] of memory at which recall looks back `analogues.SEASONS` seasons
 SHORTEST = 24  # [samples] of the mean that forecasts are compared without
 
 
@@ -80,7 +79,9 @@ class Output(NamedTuple):
     error: Float[Array, ""]  # largest one-step error of a channel, in its usual ones
     lag: Int[Array, " nearest"]  # [samples] to the attended moments, most attended first
     weight: Float[Array, " nearest"]  # attention on them
-    channel: Float[Array, " channels"]  # share in the distance to them
+    channel: Float[Array, " channels"]  # share in the distance to the nearest moments
+    expert: Float[Array, " experts"]  # mean weight of each forecaster in the trunk
+    gain: Float[Array, " corrections"]  # mean share of recall's and of the encoder's correction
     loss: Float[Array, " kinds"]  # discounted squared error [variances], mean
 
 
@@ -340,8 +341,7 @@ def step(
     strange, channel = jnp.full(len(recall.SCALES), -1.0), jnp.zeros(channels, jnp.float32)
     if lags:
         far, strange, near, channel = looked_up(far, count, values, scale, lags)
-        seasons = max(analogues.SEASONS * lags // LONGEST, 8)
-        among = analogues.candidates(memory, count, season, near.ravel(), seasons)
+        among = analogues.candidates(memory, count, season, near.ravel(), lags)
         attention_on, by_recall = analogues.attend(params.recall, memory, count, key, among)
         lag, weight = analogues.shown(attention_on[0], among)
     by_encoder = zeros[0]
@@ -381,4 +381,5 @@ def step(
     loss = jnp.mean(state.loss, axis=(1, 2))
     off = moments.departure(newest_level, mean, scale, count)
     strange = jnp.concatenate((strange, means.strange, off[None]))
-    return state, Output(corrected[-1], spread, strange, error, lag, weight, channel, loss)
+    spoke = jnp.mean(trust, axis=(1, 2)), jnp.mean(gain, axis=0)
+    return state, Output(corrected[-1], spread, strange, error, lag, weight, channel, *spoke, loss)

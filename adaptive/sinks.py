@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from adaptive.controller import Answer
+from adaptive.settings import EXPERTS
 from sensors.mqtt import Connection
 from sensors.sample import Sample, Unavailable
 
@@ -33,12 +34,12 @@ class Result(NamedTuple):
         """Why this moment is strange, in a few words."""
         why = self.answer.estimate.explanation
         odds = f"1 in {min(1 / max(self.answer.p_value, 1e-9), 1e9):.0f}"
+        cause = self.answer.estimate.cause
         if why is None:
-            return f"a jump, {odds} (quick look only)"
-        most = self.channels[int(why.channel.argmax())]
+            return f"{cause}, {odds} (quick look only)"
         if len(self.channels) == 1 or why.channel.max() <= 0:
-            return f"unlike any moment remembered, {odds}"
-        return f"unlike any moment remembered, {odds}, mostly {most}"
+            return f"{cause}, {odds}"
+        return f"{cause}, {odds}, mostly {self.channels[int(why.channel.argmax())]}"
 
 
 @runtime_checkable
@@ -91,6 +92,8 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
             "samples_ago": why.lag.tolist(),
             "weight": numbers(why.weight),
             "channel": dict(zip(result.channels, numbers(why.channel), strict=True)),
+            "forecaster": dict(zip(EXPERTS, numbers(why.expert), strict=True)),
+            "correction": dict(zip(("recall", "encoder"), numbers(why.gain), strict=True)),
         }
     return msgspec.json.encode(message)
 

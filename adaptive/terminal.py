@@ -1,7 +1,8 @@
 """What the agent shows in a terminal while it runs, and when it ends."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -9,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptive.bank import Track
+from adaptive.controller import Answer
 from adaptive.loop import Loop
-from adaptive.settings import KINDS
+from adaptive.settings import EXPERTS, KINDS
 from adaptive.telemetry import Counters
 
 REFRESH = 0.5  # [s]
@@ -151,3 +153,63 @@ def lines(track: Track) -> list[tuple[str, str]]:
 def listed(counts: dict[str, int]) -> str:
     """Counts by reason, or 0."""
     return ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "0"
+
+
+def explained(
+    answer: Answer,
+    effects: Any,
+    stamps: Sequence[str],
+    values: Sequence[float],
+    channels: Sequence[str],
+) -> RenderableType:
+    """Why an answer is what it is.
+
+    Args:
+        answer: At a level with recall.
+        effects: `adaptive.explain.Effects` of it.
+        stamps: When each sample up to it was taken.
+        values: Its own.
+        channels: Their names.
+    """
+    estimate, why = answer.estimate, answer.estimate.explanation
+    if why is None:
+        raise ValueError("the mandatory answer attends to nothing")
+    usual = estimate.surprise.above <= 0
+    less = 100 * (1 - answer.p_value)
+    said = Text(f"{stamps[-1]}, row {estimate.index}: score {answer.score:.3f}, ")
+    said.append(f"stranger than {less:.4g} % of what was before")
+    said.append(": nothing unusual" if usual else f": {estimate.cause}", style="bold")
+    seen = plain("channel", "value", "foreseen next", "share of distance")
+    for c, name in enumerate(channels):
+        ahead = f"{estimate.forecast[0, c]:.4g} ± {estimate.spread[0, c]:.2g}"
+        seen.add_row(Text(name), f"{values[c]:.4g}", ahead, f"{why.channel[c]:.2f}")
+    order = sorted(range(len(effects.lag)), key=lambda k: -effects.weight[k])
+    recalled = plain("attended moment", "samples ago", "attention", "effect (sd)")
+    for k in order[: len(why.lag)]:
+        if effects.weight[k] > 0:
+            lag = int(effects.lag[k])
+            numbers = f"{effects.weight[k]:.3f}", f"{effects.effect[k]:.4f}"
+            recalled.add_row(stamps[-1 - lag], str(lag), *numbers)
+    trusted = plain("forecaster", "weight", "effect (sd)")
+    for name, *numbers in zip(EXPERTS, effects.expert_weight, effects.expert_effect, strict=True):
+        trusted.add_row(name, f"{numbers[0]:.3f}", f"{numbers[1]:.4f}")
+    gains = f"recall {why.gain[0]:.2f}, encoder {why.gain[1]:.2f}"
+    return Group(
+        said,
+        "",
+        seen,
+        "",
+        recalled,
+        "",
+        trusted,
+        "",
+        f"corrections served: {gains}. Effect: how far the forecast moves without it.",
+    )
+
+
+def plain(*names: str) -> Table:
+    """A table without lines; all but the first column to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    return table

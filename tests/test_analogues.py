@@ -7,10 +7,10 @@ import pytest
 
 from adaptive import analogues, ring
 
-MEMORY, HORIZON, CHANNELS, SEASONS = 64, 3, 2, 6
+MEMORY, HORIZON, CHANNELS, SEASONS = 64, 3, 2, 8
 remember = jax.jit(analogues.remember)
 attend = jax.jit(analogues.attend)
-candidates = jax.jit(partial(analogues.candidates, seasons=SEASONS))
+candidates = jax.jit(partial(analogues.candidates, memory=MEMORY))
 
 
 def lived(rng, many, start=0):
@@ -53,7 +53,7 @@ def test_what_is_recalled_is_a_softmax_over_seasons_and_near_moments_and_so_are_
     near = jnp.array([7, 0, 2, MEMORY - 1, MEMORY], jnp.int32)
     among = candidates(state, count, jnp.int32(season), near)
     wanted = [season * k for k in range(1, SEASONS + 1)] + [7, 2, MEMORY - 1]
-    wanted = [lag for lag in wanted if lag >= HORIZON]
+    wanted = [lag for lag in wanted if HORIZON <= lag < MEMORY]
     assert [int(a) for a, may in zip(among.lag, among.may, strict=True) if may] == wanted
     # A penalty on age that can be told from none within so few samples.
     theta = np.array([0.3, -0.5, -0.2, 3.0])

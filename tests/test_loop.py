@@ -84,7 +84,9 @@ class FakeController(Controller):
 
     def estimate(self, stream, index, values, level):
         last = values[None].astype(np.float32)
-        return Estimate(stream, index, level, Surprise(1.0, 0.0, 0.5), last, last, None, None)
+        return Estimate(
+            stream, index, level, Surprise(1.0, 0.0, 0.5, -1), "", last, last, None, None
+        )
 
     @staticmethod
     def now():

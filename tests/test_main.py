@@ -18,7 +18,7 @@ dim = 8
 heads = 2
 """
 ECG = '[[source]]\nkind = "simulated-ecg"\n'
-COMMANDS = ("run", "check", "example", "replay", "bench")
+COMMANDS = ("run", "check", "example", "replay", "explain", "bench")
 
 
 def adaptive(*arguments, timeout=150.0):
@@ -147,3 +147,23 @@ def test_bench_prints_what_each_level_costs(tmp_path):
     assert done.returncode == 0, done.stderr
     for level in ("mandatory", "trunk", "recall-512", "a gradient step"):
         assert level in done.stdout
+
+
+@pytest.mark.slow
+def test_a_moment_is_explained_by_what_it_attended_to(tmp_path, capsys):
+    rng, n = np.random.default_rng(0), np.arange(700)
+    values = np.sin(2 * np.pi * n / 24) + rng.normal(0, 0.05, len(n))
+    values[690:] += 3.0
+    rows = "\n".join(f"{10.0 * k:g},{x:.4f},{rng.normal():.4f}" for k, x in enumerate(values))
+    path = written(tmp_path, "time,flow,noise\n" + rows + "\n", "a.csv")
+    config = written(tmp_path, SMALL)
+    assert main(["explain", str(path), "--at", "6935", "--config", str(config)]) == 0
+    out = capsys.readouterr().out
+    assert "6930, row 693: score 0.6" in out
+    assert "stranger than 99" in out
+    assert "unlike any" in out
+    assert "rls-joint" in out
+    assert "recall" in out
+    for at, wanted in (("-1", "begins at 0 s"), ("noon", "a number or an ISO date")):
+        assert main(["explain", str(path), f"--at={at}", "--config", str(config)]) == 1
+        assert wanted in capsys.readouterr().err

@@ -17,10 +17,15 @@ CHANNELS = ("II", "V1")
 
 def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=0.01, event=0.25):
     explanation = Explanation(
-        np.array([12, 250], np.int32), np.array([0.75, 0.25]), np.array([0.2, 0.8])
+        np.array([12, 250], np.int32),
+        np.array([0.75, 0.25]),
+        np.array([0.2, 0.8]),
+        np.array([0.0, 0.25, 0.5, 0.25]),
+        np.array([0.75, 0.0]),
     )
     estimate = Estimate(
-        0, sequence, 3 if why else MANDATORY, Surprise(4.0, 4.0, p_value),
+        0, sequence, 3 if why else MANDATORY, Surprise(4.0, 4.0, p_value, 0),
+        "seldom seen" if why else "a jump",
         np.array([forecast], np.float32), np.array([[0.1, np.inf]], np.float32),
         explanation if why else None, None,
     )  # fmt: skip
@@ -58,11 +63,13 @@ def test_an_answer_on_the_wire_says_what_it_is_about_and_how_soon_it_came():
 def test_an_alarm_says_why_and_what_it_attended_to():
     message = decoded(result(alarm=True))
     assert message["alarm"] is True
-    assert message["reason"] == "unlike any moment remembered, 1 in 100, mostly V1"
+    assert message["reason"] == "seldom seen, 1 in 100, mostly V1"
     assert message["attention"] == {
         "samples_ago": [12, 250],
         "weight": [0.75, 0.25],
         "channel": {"II": 0.2, "V1": 0.8},
+        "forecaster": {"persistence": 0.0, "seasonal": 0.25, "rls-long": 0.5, "rls-joint": 0.25},
+        "correction": {"recall": 0.75, "encoder": 0.0},
     }
 
 

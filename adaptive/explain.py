@@ -1,0 +1,73 @@
+"""What carried an answer, checked by taking it away.
+
+The attention weights say which past moments and which forecasters spoke; the effect of each is how
+far the forecast moves when it is masked out and the others share its weight. As both are averages,
+that needs no second pass: without the part k of weight w, an average a becomes
+(a - w f_k) / (1 - w).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from adaptive import analogues, experts, model, recall, ring
+from adaptive.settings import EXPERTS, Level
+
+ALONE = 1e-6  # what others weigh together at least, or the part was the only one
+
+
+class Effects(NamedTuple):
+    """What carried the newest forecast of a stream."""
+
+    lag: Int[Array, " moments"]  # [samples] to the moments that were asked
+    weight: Float[Array, " moments"]  # attention on them, mean over channels
+    effect: Float[Array, " moments"]  # mean change of the forecast without each [deviations]
+    expert_weight: Float[Array, " experts"]  # mean over steps and channels
+    expert_effect: Float[Array, " experts"]  # [deviations]
+
+
+def moved(
+    mean: Float[Array, "..."], part: Float[Array, "..."], weight: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """How far an average moves without one part; all of it, where there is no other."""
+    rest = 1 - weight
+    change = weight * (mean - part) / jnp.maximum(rest, ALONE)
+    return jnp.where(rest > ALONE, change, -mean)
+
+
+def effects(params: model.Params, state: model.State, level: Level) -> Effects:
+    """Explain the newest answer of a stream, as a level with recall gave it.
+
+    Args:
+        params: Shared parameters.
+        state: The stream, as `model.step` left it.
+        level: Static; with memory.
+
+    Returns:
+        The moments in the order of `analogues.candidates`, the experts in that of `EXPERTS`.
+    """
+    count, memory = state.count, state.memory
+    scale = jnp.sqrt(state.variance) + 1e-6 * jnp.abs(state.mean) + 1e-12
+    near = recall.nearest(recall.distances(state.far, count, level.memory))
+    lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
+    among = analogues.candidates(memory, count, state.season, lags, level.memory)
+    key = memory.keys.rows[memory.keys.stream, 0, ring.row(memory.keys, count)]
+    rows, out = analogues.attend(params.recall, memory, count, key.astype(jnp.float32), among)
+    row = ring.row(memory.errors, count - among.lag)
+    followed = memory.errors.rows[memory.errors.stream, 0, row].astype(jnp.float32)
+    gain = model.gains(state.moments)[:, :1]
+    weight = rows[0][:, None]  # (moments, 1, channels)
+    change = jnp.where(weight > 0, moved(out[0], followed, weight), 0.0) * gain
+
+    trust = experts.weights(state.loss[: len(EXPERTS)])
+    ahead = state.made[:, : len(EXPERTS)].transpose(1, 0, 2)
+    trunk = jnp.sum(trust * ahead, axis=0)
+    without = moved(jnp.zeros_like(trunk), ahead - trunk, trust) / scale
+    return Effects(
+        among.lag,
+        jnp.mean(rows[0], axis=1),
+        jnp.mean(jnp.abs(change), axis=(1, 2)),
+        jnp.mean(trust, axis=(1, 2)),
+        jnp.mean(jnp.abs(without), axis=(1, 2)),
+    )
