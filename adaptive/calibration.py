@@ -22,7 +22,7 @@ References:
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import asinh, exp, inf, isfinite
 from typing import NamedTuple
 
@@ -171,7 +171,7 @@ class Calibration:
         self.low: list[float] = []
         self.high: list[float] = []
         self.threshold = asinh(FIRST_THRESHOLD)
-        self.resting = self.hiding = 0
+        self.resting = self.quiet = self.hiding = 0
         self.interval, self.time = 0.0, -inf
 
     def rank(self, level: int, parts: Sequence[float], distances: int = 1) -> Surprise:
@@ -191,7 +191,12 @@ class Calibration:
         return Surprise(relative, above, rank.p_value(in_full), part)
 
     def judge(
-        self, time: float, values: Sequence[float], level: int, surprise: Surprise
+        self,
+        time: float,
+        values: Sequence[float],
+        level: int,
+        surprise: Surprise,
+        dismissed: Callable[[], bool] = lambda: False,
     ) -> Verdict:
         """Decide about an alarm; once for each sample, in order.
 
@@ -200,6 +205,8 @@ class Calibration:
             values: Of the sample, NaN where missing.
             level: Index of the level that gave the surprise.
             surprise: From `rank`.
+            dismissed: Asked of what would be an alarm: whether an operator has dismissed the like.
+                It is not raised then, but counts as one, or weaker ones would come in its place.
         """
         if 0 < time - self.time < inf:
             rate = max(1.0 / max(self.seen, 1), 0.001)
@@ -208,7 +215,7 @@ class Calibration:
         self.seen += 1
         strength = max(self._likelihood(surprise.relative), self._range(values))
         score = 1.0 / (1.0 + exp(-surprise.above / SOFTNESS))
-        alarm = self._alarm(level, surprise.above)
+        alarm = self._alarm(level, surprise.above, dismissed)
         return Verdict(score, surprise.p_value, self._shown(strength), alarm)
 
     def _likelihood(self, relative: float) -> float:
@@ -241,7 +248,7 @@ class Calibration:
         self.hiding = self.rest if shown > NOTABLE else max(self.hiding - 1, 0)
         return shown / (1.0 + shown)
 
-    def _alarm(self, level: int, above: float) -> bool:
+    def _alarm(self, level: int, above: float, dismissed: Callable[[], bool]) -> bool:
         asked = self.alarms_per_day * self.interval / 86400.0  # of the samples
         if self.seen == BURN_IN and level in self.ranks:
             rank = self.ranks[level]
@@ -253,13 +260,19 @@ class Calibration:
             self.resting -= 1
             return False
         alarm = asinh(above) > self.threshold
+        known = alarm and dismissed()
+        if self.quiet and (known or not alarm):  # after a dismissed one it rests for all but others
+            self.quiet -= 1
+            return False
         rest = int(min(self.rest, MOST_REST / asked)) if asked > 0 else self.rest
         # Resting samples cannot alarm, so the others alarm that much more often.
         asked = min(asked / max(1.0 - asked * rest, 0.5), 0.5)
         self.threshold = min(max(self.threshold + TRACK * (float(alarm) - asked), 0.0), 7.0)
-        if alarm:
-            self.resting = rest
-        return alarm
+        if known:
+            self.quiet = rest
+        elif alarm:
+            self.resting, self.quiet = rest, 0
+        return alarm and not known
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""
@@ -268,7 +281,7 @@ class Calibration:
         return {
             "ranks": ranks,
             "recent": list(self.recent),
-            "numbers": [*numbers, self.interval, self.time if self.seen else 0.0],
+            "numbers": [*numbers, self.quiet, self.interval, self.time if self.seen else 0.0],
             # JSON knows no infinity: a channel that was never seen has no range.
             "low": [None if x == inf else x for x in self.low],
             "high": [None if x == -inf else x for x in self.high],
@@ -280,8 +293,9 @@ class Calibration:
             self.ranks.setdefault(int(level), Rank()).restore(rank)
         self.recent = deque(saved["recent"], maxlen=RECENT)
         seen, self.mean, self.square, self.threshold, resting, hiding = saved["numbers"][:6]
-        self.interval, newest = saved["numbers"][6:]
-        self.seen, self.resting, self.hiding = int(seen), int(resting), int(hiding)
+        quiet, self.interval, newest = saved["numbers"][6:]
+        self.seen, self.resting = int(seen), int(resting)
+        self.hiding, self.quiet = int(hiding), int(quiet)
         self.time = newest if self.seen else -inf
         self.low = [inf if x is None else x for x in saved["low"]]
         self.high = [-inf if x is None else x for x in saved["high"]]

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from adaptive import event, mandatory
 from adaptive.calibration import USUAL, Calibration, Surprise
+from adaptive.dismissal import Dismissals
 from adaptive.mandatory import Mandatory
 from adaptive.settings import BLOCK, Alarms, Model
 
@@ -98,6 +99,8 @@ class Member:
     mandatory: Mandatory
     calibration: Calibration
     head: event.Head
+    dismissals: Dismissals
+    ahead: Float[np.ndarray, " channels"]  # what was foreseen of the next sample
 
 
 class Controller:
@@ -134,6 +137,8 @@ class Controller:
                 Mandatory(channels),
                 Calibration(self.alarms.alarms_per_day, self.alarms.rest_samples),
                 event.Head(s.feedback_samples, channels),
+                Dismissals(s.feedback_samples, channels),
+                np.full(channels, np.nan),
             )
             for _ in range(streams)
         ]
@@ -244,7 +249,11 @@ class Controller:
     ) -> Answer:
         """Decide about the alarm; once for each sample, in the order of the stream."""
         member = self.members[estimate.stream]
-        verdict = member.calibration.judge(time, values.tolist(), estimate.level, estimate.surprise)
+        member.dismissals.observe(estimate.index, values - member.ahead)
+        member.ahead = estimate.forecast[0]
+        verdict = member.calibration.judge(
+            time, values.tolist(), estimate.level, estimate.surprise, member.dismissals.known
+        )
         centred = values - member.mandatory.anchor
         probability = member.head.observe(estimate.index, centred, estimate.surprise.above)
         return Answer(estimate, *verdict, probability)
@@ -268,6 +277,7 @@ class Controller:
         if not len(indices):
             return False
         member.head.learn(indices, label)
+        member.dismissals.learn(indices, label)
         return True
 
     def learning_due(self) -> int | None:
@@ -294,8 +304,10 @@ class Controller:
         for i, member in enumerate(self.members):
             for name in ("first", "last", "deviation"):
                 arrays[f"member.{i}.{name}"] = np.array(getattr(member.mandatory, name))
-            for name, array in member.head.snapshot().items():
-                arrays[f"member.{i}.head.{name}"] = np.array(array)
+            for kind in ("head", "dismissals"):
+                for name, array in getattr(member, kind).snapshot().items():
+                    arrays[f"member.{i}.{kind}.{name}"] = np.array(array)
+            arrays[f"member.{i}.ahead"] = np.array(member.ahead)
             plain.append(
                 {
                     "count": member.mandatory.count,
@@ -311,13 +323,10 @@ class Controller:
             member.mandatory.count = saved["count"]
             for name in ("first", "last", "deviation"):
                 setattr(member.mandatory, name, arrays[f"member.{i}.{name}"].tolist())
-            start = f"member.{i}.head."
-            member.head.restore(
-                {
-                    name.removeprefix(start): a
-                    for name, a in arrays.items()
-                    if name.startswith(start)
-                }
-            )
+            for kind in ("head", "dismissals"):
+                start = f"member.{i}.{kind}."
+                named = ((n.removeprefix(start), a) for n, a in arrays.items() if start in n)
+                getattr(member, kind).restore(dict(named))
+            member.ahead = arrays[f"member.{i}.ahead"]
             member.calibration.restore(saved["calibration"])
         self.due = list(header["due"])

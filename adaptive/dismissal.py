@@ -1,0 +1,129 @@
+"""What an operator has dismissed goes quiet: alarms that begin like a dismissed one are not raised.
+
+What is compared is not the signal but what its forecast left, in units of the usual: the same
+pattern then looks the same whatever it rides on. A pattern is what was left around an alarm that
+the operator answered. The newest samples are like it if somewhere along it
+
+    d = |a - b|^2 / (|a|^2 + |b|^2)  =  1 - 2 a.b / (a.a + b.b)
+
+is small: 0 for the same, 1 for unrelated ones. As it is asked anew with each sample, what begins
+like a dismissed pattern and goes on otherwise is raised when it parts from it; and what is nearer
+to a confirmed one is raised at once.
+"""
+
+from collections import deque
+
+import numpy as np
+from jaxtyping import Float, Int
+
+LENGTH = 32  # [samples] that are compared
+FOLLOW = 96  # [samples] of a pattern after its alarm
+SMOOTH = 4  # [samples] of a running mean: onsets are never in step to the sample
+ALIKE = 0.35  # distance
+NEAR = 96  # [samples] between an alarm and the label that answers it
+KEPT = 64  # patterns of each kind, and alarms that may still be answered; the newest
+SLOW = 2000  # [samples] of the mean square of what forecasts leave
+CUT = 30.0  # [usual errors]
+BURN_IN = 100  # [samples] before anything is known
+
+
+class Dismissals:
+    """The dismissed and confirmed alarms of one stream."""
+
+    def __init__(self, memory: int, channels: int):
+        """Start with nothing dismissed.
+
+        Args:
+            memory: How far back an answer may reach [samples].
+            channels: Of the stream.
+        """
+        self.left = np.zeros((memory + LENGTH + FOLLOW + NEAR, channels))  # ring, in usual errors
+        self.square = np.zeros(channels)  # mean square of what forecasts leave
+        self.count = 0
+        self.alarms: deque[int] = deque(maxlen=KEPT)  # rows, the quiet ones too
+        self.waiting: list[tuple[int, int]] = []  # (row of an alarm, label), to be seen whole
+        self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels)) for _ in (0, 1)]
+
+    def observe(self, index: int, left: Float[np.ndarray, " channels"]) -> None:
+        """Take in what the forecast of a sample left, NaN where nothing was measured."""
+        left = np.where(np.isfinite(left), left, 0.0)
+        usual = np.sqrt(self.square) + 1e-300
+        cut = np.clip(left, -CUT * usual, CUT * usual) if index > BURN_IN else left
+        self.square += max(1.0 / (index + 1), 1.0 / SLOW) * (cut * cut - self.square)
+        self.left[index % len(self.left)] = cut / usual if index > BURN_IN else 0.0
+        self.count = index + 1
+        if self.waiting and self.waiting[0][0] + FOLLOW < self.count:
+            row, label = self.waiting.pop(0)
+            self.patterns[label] = np.concatenate(
+                (self.patterns[label], self._smooth(row + FOLLOW, LENGTH + FOLLOW)[None])
+            )[-KEPT:]
+
+    def known(self) -> bool:
+        """Whether the newest samples are like a dismissed pattern, and more than a confirmed one.
+
+        To be asked of what would be an alarm; the first sample of an incident is remembered.
+        """
+        if not self.alarms or self.count - 1 > self.alarms[-1] + FOLLOW:
+            self.alarms.append(self.count - 1)
+        if not len(self.patterns[0]):
+            return False
+        newest = self._smooth(self.count - 1, LENGTH)
+        dismissed, confirmed = (distance(newest, patterns) for patterns in self.patterns)
+        return dismissed < min(ALIKE, confirmed)
+
+    def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> None:
+        """Learn what an operator said, if there was an alarm near.
+
+        Args:
+            indices: Numbers of the samples that the label is of.
+            label: 1: an event; 0: dismissed.
+        """
+        oldest = self.count - len(self.left) + LENGTH + SMOOTH
+        for row in self.alarms:
+            near = indices[0] - NEAR <= row <= indices[-1] + NEAR
+            if near and row >= oldest and (row, label) not in self.waiting:
+                self.waiting.append((row, label))
+        self.waiting.sort()
+
+    def _smooth(self, last: int, rows: int) -> Float[np.ndarray, "rows channels"]:
+        """The running mean of the rows up to `last`."""
+        at = np.arange(last - rows - SMOOTH + 2, last + 1) % len(self.left)
+        total = np.cumsum(self.left[at], axis=0)
+        total = np.concatenate((np.zeros((1, total.shape[1])), total))
+        return (total[SMOOTH:] - total[:-SMOOTH]) / SMOOTH
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Everything that outlives a restart, as arrays."""
+        return {
+            "left": self.left,
+            "square": self.square,
+            "count": np.array(self.count),
+            "alarms": np.array(self.alarms, np.int64),
+            "waiting": np.array(self.waiting, np.int64).reshape(-1, 2),
+            "dismissed": self.patterns[0],
+            "confirmed": self.patterns[1],
+        }
+
+    def restore(self, saved: dict[str, np.ndarray]) -> None:
+        """Take up where `snapshot` was made."""
+        self.left, self.square = np.array(saved["left"]), np.array(saved["square"])
+        self.count = int(saved["count"])
+        self.alarms = deque(saved["alarms"].tolist(), maxlen=KEPT)
+        self.waiting = [(int(row), int(label)) for row, label in saved["waiting"]]
+        self.patterns = [np.array(saved["dismissed"]), np.array(saved["confirmed"])]
+
+
+def distance(
+    newest: Float[np.ndarray, "length channels"],
+    patterns: Float[np.ndarray, "patterns rows channels"],
+) -> float:
+    """The least distance of the newest samples to a stretch of a pattern; 2 if there is none."""
+    if not len(patterns):
+        return 2.0
+    rows = patterns.shape[1] - len(newest) + 1
+    product, square = np.zeros((len(patterns), rows)), np.zeros((len(patterns), rows))
+    for k, x in enumerate(newest):
+        stretch = patterns[:, k : k + rows]
+        product += stretch @ x
+        square += (stretch * stretch).sum(axis=2)
+    return float((1 - 2 * product / (square + (newest * newest).sum() + 1e-12)).min())
