@@ -183,3 +183,22 @@ def test_counts_that_are_halved_keep_the_p_values():
         rank.p_value(0.0)
     assert rank.total < 65_536
     assert rank.p_value(1.5) == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.slow
+def test_changes_of_level_do_not_move_the_alarm_rate():
+    rng, asked, many = np.random.default_rng(16), 0.02, 40_000
+    draws = rng.gamma(2.0, size=many)
+    units = np.array([1.0, 0.01, 300.0])  # a cheaper level measures something else
+    levels = rng.integers(0, 3, many // 500).repeat(500)
+    still, changing = Calibration(asked * PER_DAY, 0), Calibration(asked * PER_DAY, 0)
+    got = np.zeros((2, many), bool)
+    for n, (x, level) in enumerate(zip(draws, levels.tolist(), strict=True)):
+        for k, (one, at) in enumerate(((still, 0), (changing, level))):
+            compared = one.rank(at, (float(x * units[at]),))
+            got[k, n] = one.judge(INTERVAL * n, (0.0,), at, compared).alarm
+    rates = got[:, 4000:].mean(axis=1) / asked
+    np.testing.assert_allclose(rates, 1.0, atol=0.05)
+    change = np.flatnonzero(np.diff(levels)) + 1
+    after = np.concatenate([got[1, c : c + 100] for c in change if c > 4000])
+    assert after.mean() == pytest.approx(asked, rel=0.4)
