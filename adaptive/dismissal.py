@@ -22,6 +22,7 @@ SMOOTH = 4  # [samples] of a running mean: onsets are never in step to the sampl
 ALIKE = 0.35  # distance
 NEAR = 96  # [samples] between an alarm and the label that answers it
 KEPT = 64  # patterns of each kind, and alarms that may still be answered; the newest
+LARGEST = 256  # patterns times channels: to look through them takes a millisecond
 SLOW = 2000  # [samples] of the mean square of what forecasts leave
 CUT = 30.0  # [usual errors]
 BURN_IN = 100  # [samples] before anything is known
@@ -37,12 +38,14 @@ class Dismissals:
             memory: How far back an answer may reach [samples].
             channels: Of the stream.
         """
-        self.left = np.zeros((memory + LENGTH + FOLLOW + NEAR, channels))  # ring, in usual errors
+        length = memory + LENGTH + FOLLOW + NEAR
+        self.left = np.zeros((length, channels), np.float32)  # ring, in usual errors
         self.square = np.zeros(channels)  # mean square of what forecasts leave
         self.count = 0
         self.alarms: deque[int] = deque(maxlen=KEPT)  # rows, the quiet ones too
         self.waiting: list[tuple[int, int]] = []  # (row of an alarm, label), to be seen whole
-        self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels)) for _ in (0, 1)]
+        self.kept = max(min(KEPT, LARGEST // channels), 4)
+        self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels), np.float32) for _ in (0, 1)]
 
     def observe(self, index: int, left: Float[np.ndarray, " channels"]) -> None:
         """Take in what the forecast of a sample left, NaN where nothing was measured."""
@@ -56,7 +59,7 @@ class Dismissals:
             row, label = self.waiting.pop(0)
             self.patterns[label] = np.concatenate(
                 (self.patterns[label], self._smooth(row + FOLLOW, LENGTH + FOLLOW)[None])
-            )[-KEPT:]
+            )[-self.kept :]
 
     def known(self) -> bool:
         """Whether the newest samples are like a dismissed pattern, and more than a confirmed one.
@@ -121,9 +124,10 @@ def distance(
     if not len(patterns):
         return 2.0
     rows = patterns.shape[1] - len(newest) + 1
-    product, square = np.zeros((len(patterns), rows)), np.zeros((len(patterns), rows))
+    product = np.zeros((len(patterns), rows))
     for k, x in enumerate(newest):
-        stretch = patterns[:, k : k + rows]
-        product += stretch @ x
-        square += (stretch * stretch).sum(axis=2)
-    return float((1 - 2 * product / (square + (newest * newest).sum() + 1e-12)).min())
+        product += patterns[:, k : k + rows] @ x
+    total = np.cumsum((patterns**2).sum(axis=2), axis=1)
+    square = total[:, len(newest) - 1 :].copy()
+    square[:, 1:] -= total[:, : rows - 1]
+    return float((1 - 2 * product / (square + (newest**2).sum() + 1e-12)).min())
