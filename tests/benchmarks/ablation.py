@@ -1,0 +1,87 @@
+"""What each part of the forecast earns: experts, their mixture, recall, encoder, and learning.
+
+    python tests/benchmarks/ablation.py ETTh1.csv [--horizon 96] [--rows 14400] [--from 3600]
+
+Takes a recording once through the model with its attention frozen, and once with a gradient step
+every 32 samples. Prints the mean squared error of every forecast that the model keeps, over steps
+1..h and all channels, in variances of the rows before `--from` (by default the first quarter).
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaptive import learner, model, runtime
+from adaptive.engine import Engine
+from adaptive.settings import KINDS, Model
+from sensors.recordings import read
+
+EVERY = 32
+
+
+def forecasts(values, settings, learns):
+    """[rows, horizon, kinds, channels] what was forecast after each sample."""
+    engine = Engine(1, values.shape[1], settings)
+    shape, level = engine.shape, settings.ladder()[-1]
+
+    @jax.jit
+    def block(params, bank, rows):
+        def one(bank, x):
+            state = model.of_stream(bank, jnp.int32(0))
+            state, _ = model.step(params, state, x, jnp.ones_like(x), level)
+            return model.with_stream(bank, jnp.int32(0), state), state.made[:, : len(KINDS)]
+
+        return jax.lax.scan(one, bank, rows)
+
+    step = jax.jit(lambda p, m, b: learner.step(p, m, b, jnp.int32(0), shape))
+    params, momenta, bank, made = engine.params, engine.momenta, engine.bank, []
+    rows = jnp.asarray(values - values[0], jnp.float32)
+    for first in range(0, len(rows) - EVERY + 1, EVERY):
+        bank, out = block(params, bank, rows[first : first + EVERY])
+        made.append(np.asarray(out, np.float16 if settings.horizon_samples > 24 else np.float32))
+        if learns:
+            params, momenta, bank, _ = step(params, momenta, bank)
+    return np.concatenate(made)
+
+
+def errors(made, values, start):
+    """[horizon, kinds] mean squared error of each step, in variances of the rows before `start`."""
+    mean, deviation = values[:start].mean(axis=0), values[:start].std(axis=0)
+    z = (values - mean) / deviation
+    horizon, out = made.shape[1], []
+    for h in range(1, horizon + 1):
+        origins = np.arange(start - 1, len(made) - h)
+        ahead = (made[origins, h - 1] + (values[0] - mean)) / deviation
+        out.append(((ahead - z[origins + h][:, None]) ** 2).mean(axis=(0, 2)))
+    return np.array(out)
+
+
+def main():
+    """Print the table."""
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("input", type=Path)
+    arguments.add_argument("--horizon", type=int, default=96)
+    arguments.add_argument("--rows", type=int)
+    arguments.add_argument("--from", type=int, dest="start")
+    args = arguments.parse_args()
+    runtime.prepare()
+    values = read(args.input).values[: args.rows]
+    if not np.isfinite(values).all():
+        raise SystemExit(f"{args.input}: wanted a recording without missing values")
+    start = args.start or len(values) // 4
+    steps = [h for h in (1, 24, 48, 96) if h <= args.horizon]
+    print("forecast    attention |", "  ".join(f"1..{h:<4}" for h in steps))
+    for learns in (False, True):
+        made = forecasts(values, Model(horizon_samples=args.horizon), learns)
+        by_step = errors(made.astype(np.float64), values, start)
+        for k, kind in enumerate(KINDS):
+            numbers = "  ".join(f"{by_step[:h, k].mean():.4f}" for h in steps)
+            if not learns or kind in ("recall", "encoder", "served"):
+                print(f"{kind:<11} {'learning' if learns else 'frozen':<9} | {numbers}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
