@@ -1,10 +1,10 @@
 """Linear forecasters that learn online, and their mixing: the trunk that attention corrects.
 
-Four experts forecast every channel at every step of the horizon: persistence, seasonal
-persistence, and two recursive-least-squares (RLS) forecasters of the change from the newest value.
-One looks far back in each channel, with weights that all channels share; how far grows with the
-horizon. The other sees a few values of all channels, their levels and the place in the season, and
-forgets fast. Both work in units of the running standard deviation.
+Five experts forecast every channel at every step of the horizon: persistence, seasonal
+persistence, and three recursive-least-squares (RLS) forecasters of the change from the newest
+value. One looks far back in each channel, with weights that all channels share; how far grows with
+the horizon. Two see a few values of all channels, their levels and the place in the season; one of
+them forgets ten times as fast. All work in units of the running standard deviation.
 
 Feedback is delayed by nature: step h of a forecast is judged h samples later. RLS is exact under
 that delay and uses every step as soon as its truth is there: the gain of a regressor depends on
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import cho_factor, cho_solve
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
 from adaptive import ring
@@ -35,10 +35,10 @@ JOINT_LAGS = (0, 1, 2, 4, 8, 16, 32, 64)  # [samples] of all channels, as many a
 HARMONICS = 4  # of the season
 MOST = 128  # regressors of all channels together
 LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 40, 8192  # [samples], seasons, [samples]
-JOINT_MEMORY = 3  # times as long
+SLOW = 10  # times as long for the slow one of two
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
 LARGEST = 100.0  # diagonal of a covariance where nothing is excited, in the long run
-JITTER = 1e-5  # of the inner matrix, relative: float32 must not make it indefinite
+JITTER = 1e-6  # of the inner matrix, relative: float32 must not make it indefinite
 SHARPNESS = 2.0  # of the exponential weights
 AS_NEAR, NEAR = 1.1, 0.01  # relative, [variances]: how far two averages differ by chance
 SOUND = 0.1  # how much of the average of a lag must be there, in [0, 1]
@@ -48,7 +48,7 @@ STAY = 1.5  # relative: a season is given up for a longer one that is nearer by 
 class Regression(NamedTuple):
     """An RLS forecaster: rows of regressors, outputs that each row foretells."""
 
-    covariance: Float[Array, "lags lags"]
+    root: Float[Array, "lags lags"]  # of the covariance of the weights
     weights: Float[Array, "lags horizon outputs"]
     pairs: ring.Ring | ring.View  # (2, rows, lags) regressors and gains to be matured
 
@@ -57,7 +57,8 @@ class State(NamedTuple):
     """What the trunk remembers of one stream."""
 
     long: Regression  # a row for each channel, one output
-    joint: Regression  # one row, an output for each channel
+    slow: Regression  # one row, an output for each channel
+    fast: Regression  # the same, forgetting faster
 
 
 class Recent(NamedTuple):
@@ -102,55 +103,62 @@ def init(channels: int, horizon: int) -> State:
     numbers = 1 + 2 * HARMONICS + (channels * (len(lags) + 1) if lags else 0)
     return State(
         regression(channels, reach(horizon), horizon, 1),
-        regression(1, numbers, horizon, channels),
+        *(regression(1, numbers, horizon, channels) for _ in ("slow", "fast")),
     )
 
 
 def gain(
-    covariance: Float[Array, "lags lags"],
+    root: Float[Array, "lags lags"],
     regressors: Float[Array, "rows lags"],
     forgetting: Float[Array, ""],
     count: Int[Array, ""],
 ) -> tuple[Float[Array, "lags lags"], Float[Array, "rows lags"]]:
     """Take in the regressors of one moment.
 
-        S = lambda I + X P X',   K = S^-1 X P,   P <- (P - (X P)' K) / lambda
+    With P the inverse of the discounted sum of x x', recursive least squares are
+
+        R = lambda I + X P X',   K = R^-1 X P,   P <- (P - (X P)' K) / lambda.
+
+    Here S with S S' = P is kept instead: in float32 it is as good as P would be in float64, and P
+    can not become indefinite. With A = X S, R = W W' (Cholesky) and V = sqrt(lambda) I
+
+        S <- (S - (X P)' W^-T (W + V)^-1 A) / sqrt(lambda).
 
     Without excitation forgetting would blow P up. So one direction after the other is taken in as
     if a little of it had been seen, with nothing to learn from: a ridge that is never forgotten.
 
     Args:
-        covariance: P, inverse of the discounted sum of x x'.
+        root: S.
         regressors: X, one row for each channel that shares the weights.
         forgetting: lambda, for one moment.
         count: Number of the moment; says whose turn it is.
 
     Returns:
-        The new covariance and the gains K.
+        The new S and the gains K.
 
     References:
-        Haykin 2002, table 9.1, in its block form; Gunnarsson, Combining tracking and
-        regularization in recursive least squares identification, 1996, for the ridge. P is made
-        symmetric again at each step; should rounding make it unsound all the same, it starts anew
-        and this moment teaches nothing.
+        Andrews, A square root formulation of the Kalman covariance equations, 1968; Haykin 2002,
+        table 9.1; Gunnarsson, Combining tracking and regularization in recursive least squares
+        identification, 1996, for the ridge. Should anything not be finite all the same, it starts
+        anew and this moment teaches nothing.
     """
     rows, lags = regressors.shape
-    projected = regressors @ covariance  # X P: (rows, lags)
-    inner = projected @ regressors.T
-    noise = forgetting + JITTER * jnp.trace(inner) / rows
-    inner = inner + noise * jnp.eye(rows)
-    # Of the small inverse: LAPACK would take threads to solve for so many columns, and spin.
-    inverse = 1 / inner if rows == 1 else cho_solve(cho_factor(inner), jnp.eye(rows))
-    gains = inverse @ projected
-    covariance = (covariance - projected.T @ gains) / forgetting
     # In balance a direction loses as much in the turns of all as it is given in its own.
-    turn, given = count % lags, lags * (1 - forgetting) / LARGEST
-    column = lax.dynamic_slice_in_dim(covariance, turn, 1, axis=1)
-    covariance = covariance - column * column.T / (1 / given + column[turn])
-    covariance = 0.5 * (covariance + covariance.T)
-    sound = jnp.isfinite(gains).all() & (jnp.min(jnp.diagonal(covariance)) > 0)
-    covariance = jnp.where(sound, covariance, jnp.eye(lags))
-    return covariance, jnp.where(sound, gains, 0.0)
+    given = jnp.sqrt(lags * (1 - forgetting) / LARGEST)
+    turn = given * (jnp.arange(lags) == count % lags)
+    seen = jnp.concatenate((regressors, turn[None]))
+    spread = seen @ root  # A: (rows + 1, lags)
+    projected = spread @ root.T  # X P
+    inner = spread @ spread.T
+    noise = forgetting + JITTER * jnp.trace(inner) / (rows + 1)
+    unit = jnp.eye(rows + 1)
+    factor = jnp.linalg.cholesky(inner + noise * unit)
+    inverse = solve_triangular(factor, unit, lower=True)
+    both = inverse.T @ solve_triangular(factor + jnp.sqrt(noise) * unit, spread, lower=True)
+    gains = (inverse.T @ (inverse @ projected))[:rows]
+    root = (root - projected.T @ both) / jnp.sqrt(forgetting)
+    sound = jnp.isfinite(gains).all() & jnp.isfinite(jnp.sum(root))
+    return jnp.where(sound, root, jnp.eye(lags)), jnp.where(sound, gains, 0.0)
 
 
 def learn(
@@ -187,9 +195,9 @@ def observe(
     forgetting: Float[Array, ""],
 ) -> Regression:
     """Take in the regressors of the newest moment, whose truth is yet to come."""
-    covariance, gains = gain(state.covariance, regressors, forgetting, count)
+    root, gains = gain(state.root, regressors, forgetting, count)
     pairs = ring.push(state.pairs, count, jnp.stack((regressors, gains)))
-    return state._replace(covariance=covariance, pairs=pairs)
+    return state._replace(root=root, pairs=pairs)
 
 
 def long_regressors(recent: Recent) -> Float[Array, "channels lags"]:
@@ -225,9 +233,10 @@ def forecast(
     """
     newest = recent.window[-1]
     long = jnp.einsum("cl,lh->hc", long_regressors(recent), state.long.weights[..., 0])
-    joint = jnp.einsum("l,lhc->hc", joint_regressors(recent)[0], state.joint.weights)
-    changes = (jnp.zeros_like(season), season - newest, long * recent.scale, joint * recent.scale)
-    return jnp.stack(changes) + newest
+    row = joint_regressors(recent)[0]
+    slow, fast = (jnp.einsum("l,lhc->hc", row, one.weights) for one in state[1:])
+    learned = (one * recent.scale for one in (long, slow, fast))
+    return jnp.stack((jnp.zeros_like(season), season - newest, *learned)) + newest
 
 
 def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "..."]:
@@ -282,11 +291,13 @@ def step(
     """
     change = jnp.clip((recent.window[-1] - past) / recent.scale, -CLIP, CLIP)
     long = observe(state.long, count, long_regressors(recent), jnp.float32(LONG_FORGETTING))
-    forgetting = 1 - 1 / (JOINT_MEMORY * memory(recent.season))
-    joint = observe(state.joint, count, joint_regressors(recent), forgetting)
+    row, lasts = joint_regressors(recent), memory(recent.season)
+    slow = observe(state.slow, count, row, 1 - 1 / (SLOW * lasts))
+    fast = observe(state.fast, count, row, 1 - 1 / lasts)
     return State(
         learn(long, count, change[:, :, None], known[:, :, None]),
-        learn(joint, count, change[:, None], known[:, None]),
+        learn(slow, count, change[:, None], known[:, None]),
+        learn(fast, count, change[:, None], known[:, None]),
     )
 
 

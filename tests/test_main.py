@@ -162,7 +162,7 @@ def test_a_moment_is_explained_by_what_it_attended_to(tmp_path, capsys):
     assert "6930, row 693: score 0.6" in out
     assert "stranger than 99" in out
     assert "unlike any" in out
-    assert "rls-joint" in out
+    assert "rls-fast" in out
     assert "recall" in out
     for at, wanted in (("-1", "begins at 0 s"), ("noon", "a number or an ISO date")):
         assert main(["explain", str(path), f"--at={at}", "--config", str(config)]) == 1

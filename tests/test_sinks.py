@@ -20,7 +20,7 @@ def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=
         np.array([12, 250], np.int32),
         np.array([0.75, 0.25]),
         np.array([0.2, 0.8]),
-        np.array([0.0, 0.25, 0.5, 0.25]),
+        np.array([0.0, 0.25, 0.5, 0.25, 0.0]),
         np.array([0.75, 0.0]),
     )
     estimate = Estimate(
@@ -68,7 +68,13 @@ def test_an_alarm_says_why_and_what_it_attended_to():
         "samples_ago": [12, 250],
         "weight": [0.75, 0.25],
         "channel": {"II": 0.2, "V1": 0.8},
-        "forecaster": {"persistence": 0.0, "seasonal": 0.25, "rls-long": 0.5, "rls-joint": 0.25},
+        "forecaster": {
+            "persistence": 0.0,
+            "seasonal": 0.25,
+            "rls-long": 0.5,
+            "rls-slow": 0.25,
+            "rls-fast": 0.0,
+        },
         "correction": {"recall": 0.75, "encoder": 0.0},
     }
 
