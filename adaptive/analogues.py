@@ -124,6 +124,8 @@ def candidates(
         memory: How many moments a level attends to, static; it looks as many seasons back.
     """
     horizon = state.errors.rows.shape[3]
+    # Nearest at several scales, a moment still speaks once.
+    near = jnp.where(jnp.tril(near[:, None] == near, -1).any(axis=1), 0, near)
     seasons = max(SEASONS * memory // LONGEST, FEWEST)
     lag = jnp.concatenate((season * jnp.arange(1, seasons + 1), near))
     reach = jnp.minimum(count, state.keys.length - 1)

@@ -50,7 +50,7 @@ def test_what_is_recalled_is_a_softmax_over_seasons_and_near_moments_and_so_are_
     season, start
 ):
     state, count, key, *past = lived(np.random.default_rng(season), 3 * MEMORY, start)
-    near = jnp.array([7, 0, 2, MEMORY - 1, MEMORY], jnp.int32)
+    near = jnp.array([7, 0, 2, 7, MEMORY - 1, MEMORY, 0, 7], jnp.int32)
     among = candidates(state, count, jnp.int32(season), near)
     wanted = [season * k for k in range(1, SEASONS + 1)] + [7, 2, MEMORY - 1]
     wanted = [lag for lag in wanted if HORIZON <= lag < MEMORY]
