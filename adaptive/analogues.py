@@ -142,6 +142,13 @@ def attend(
 ) -> tuple[Float[Array, "parameters moments channels"], Float[Array, "rows horizon channels"]]:
     """Recall what the trunk got wrong after the moments that are like now.
 
+    Args:
+        params: The penalties.
+        state: The memory, with now in it.
+        count: Number of the newest sample.
+        key: Of now [standard deviations].
+        among: The moments to ask.
+
     Returns:
         The weights, then for each parameter p how a weight moves with it: w times the derivative
         of the logit in p. And the correction [standard deviations], then its derivative in each
@@ -159,7 +166,7 @@ def attend(
             jnp.broadcast_to(jnp.mean(own, axis=1, keepdims=True), own.shape),
         )
     )
-    old = jnp.exp(params.age) * among.lag[:, None] / FULL
+    old = jnp.broadcast_to(jnp.exp(params.age) * among.lag[:, None] / FULL, own.shape)
     far = jnp.exp(params.sharpness)[:, None, None] * kinds
     may = among.may[:, None] > 0
     logit = jnp.where(may, -jnp.sum(far, axis=0) - old, -jnp.inf)
@@ -167,7 +174,7 @@ def attend(
     raised = jnp.exp(logit - jnp.where(jnp.isfinite(highest), highest, 0.0))
     weight = raised / jnp.maximum(jnp.sum(raised, axis=0), 1e-30)
     rows = weight * jnp.concatenate(
-        (jnp.ones((1, *weight.shape)), jnp.where(may, -far, 0.0), -old[None] + 0 * far[:1])
+        (jnp.ones((1, *weight.shape)), jnp.where(may, -far, 0.0), -old[None])
     )
     errors = state.errors.rows[state.errors.stream, 0, row].astype(jnp.float32)
     out = jnp.einsum("pnc,nhc->phc", rows, errors)

@@ -63,6 +63,7 @@ class Verdict(NamedTuple):
     p_value: float  # share of earlier samples that stood out at least as much, in (0, 1]
     strength: float  # of the last samples together, in [0, 1); 0 in repeats of a notable one
     alarm: bool
+    dismissed: bool  # what would have been an alarm is like a dismissed one
 
 
 class Rank:
@@ -215,8 +216,8 @@ class Calibration:
         self.seen += 1
         strength = max(self._likelihood(surprise.relative), self._range(values))
         score = 1.0 / (1.0 + exp(-surprise.above / SOFTNESS))
-        alarm = self._alarm(level, surprise.above, dismissed)
-        return Verdict(score, surprise.p_value, self._shown(strength), alarm)
+        alarm, known = self._alarm(level, surprise.above, dismissed)
+        return Verdict(score, surprise.p_value, self._shown(strength), alarm, known)
 
     def _likelihood(self, relative: float) -> float:
         self.recent.append(min(relative / CAP, 1.0))
@@ -248,22 +249,23 @@ class Calibration:
         self.hiding = self.rest if shown > NOTABLE else max(self.hiding - 1, 0)
         return shown / (1.0 + shown)
 
-    def _alarm(self, level: int, above: float, dismissed: Callable[[], bool]) -> bool:
+    def _alarm(self, level: int, above: float, dismissed: Callable[[], bool]) -> tuple[bool, bool]:
+        """Whether it is an alarm, and whether it would be one, had it not been dismissed."""
         asked = self.alarms_per_day * self.interval / 86400.0  # of the samples
         if self.seen == BURN_IN and level in self.ranks:
             rank = self.ranks[level]
             if 2 * rank.total >= BURN_IN:  # of a few samples the quantile says nothing
                 self.threshold = min(self.threshold, rank.quantile(asked))
         if self.seen <= BURN_IN or not self.alarms_per_day:
-            return False
+            return False, False
         if self.resting:
             self.resting -= 1
-            return False
+            return False, False
         alarm = asinh(above) > self.threshold
         known = alarm and dismissed()
         if self.quiet and (known or not alarm):  # after a dismissed one it rests for all but others
             self.quiet -= 1
-            return False
+            return False, known
         rest = int(min(self.rest, MOST_REST / asked)) if asked > 0 else self.rest
         # Resting samples cannot alarm, so the others alarm that much more often.
         asked = min(asked / max(1.0 - asked * rest, 0.5), 0.5)
@@ -272,7 +274,7 @@ class Calibration:
             self.quiet = rest
         elif alarm:
             self.resting, self.quiet = rest, 0
-        return alarm and not known
+        return alarm and not known, known
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""

@@ -71,6 +71,7 @@ class Answer(NamedTuple):
     p_value: float
     strength: float  # of an alarm, in [0, 1); 0 in repeats of a stronger one
     alarm: bool
+    dismissed: bool  # it would have been an alarm, but an operator has dismissed the like
     event: float  # probability that an operator would confirm an event; NaN without labels
 
 
@@ -325,7 +326,9 @@ class Controller:
                 setattr(member.mandatory, name, arrays[f"member.{i}.{name}"].tolist())
             for kind in ("head", "dismissals"):
                 start = f"member.{i}.{kind}."
-                named = ((n.removeprefix(start), a) for n, a in arrays.items() if start in n)
+                named = (
+                    (n.removeprefix(start), a) for n, a in arrays.items() if n.startswith(start)
+                )
                 getattr(member, kind).restore(dict(named))
             member.ahead = arrays[f"member.{i}.ahead"]
             member.calibration.restore(saved["calibration"])

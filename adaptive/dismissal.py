@@ -11,8 +11,6 @@ like a dismissed pattern and goes on otherwise is raised when it parts from it; 
 to a confirmed one is raised at once.
 """
 
-from collections import deque
-
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -42,7 +40,7 @@ class Dismissals:
         self.left = np.zeros((length, channels), np.float32)  # ring, in usual errors
         self.square = np.zeros(channels)  # mean square of what forecasts leave
         self.count = 0
-        self.alarms: deque[int] = deque(maxlen=KEPT)  # rows, the quiet ones too
+        self.alarms: dict[int, int] = {}  # by row, the quiet ones too: 1 << label of its answers
         self.waiting: list[tuple[int, int]] = []  # (row of an alarm, label), to be seen whole
         self.kept = max(min(KEPT, LARGEST // channels), 4)
         self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels), np.float32) for _ in (0, 1)]
@@ -66,25 +64,29 @@ class Dismissals:
 
         To be asked of what would be an alarm; the first sample of an incident is remembered.
         """
-        if not self.alarms or self.count - 1 > self.alarms[-1] + FOLLOW:
-            self.alarms.append(self.count - 1)
+        now = self.count - 1
+        if not self.alarms or now > next(reversed(self.alarms)) + FOLLOW:
+            self.alarms[now] = 0
+            if len(self.alarms) > KEPT:
+                del self.alarms[next(iter(self.alarms))]
         if not len(self.patterns[0]):
             return False
-        newest = self._smooth(self.count - 1, LENGTH)
+        newest = self._smooth(now, LENGTH)
         dismissed, confirmed = (distance(newest, patterns) for patterns in self.patterns)
         return dismissed < min(ALIKE, confirmed)
 
     def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> None:
-        """Learn what an operator said, if there was an alarm near.
+        """Learn what an operator said, if there was an alarm near; once of each alarm.
 
         Args:
             indices: Numbers of the samples that the label is of.
             label: 1: an event; 0: dismissed.
         """
         oldest = self.count - len(self.left) + LENGTH + SMOOTH
-        for row in self.alarms:
+        for row, answers in self.alarms.items():
             near = indices[0] - NEAR <= row <= indices[-1] + NEAR
-            if near and row >= oldest and (row, label) not in self.waiting:
+            if near and row >= oldest and not answers & 1 << label:
+                self.alarms[row] = answers | 1 << label
                 self.waiting.append((row, label))
         self.waiting.sort()
 
@@ -101,7 +103,7 @@ class Dismissals:
             "left": self.left,
             "square": self.square,
             "count": np.array(self.count),
-            "alarms": np.array(self.alarms, np.int64),
+            "alarms": np.array(list(self.alarms.items()), np.int64).reshape(-1, 2),
             "waiting": np.array(self.waiting, np.int64).reshape(-1, 2),
             "dismissed": self.patterns[0],
             "confirmed": self.patterns[1],
@@ -111,7 +113,7 @@ class Dismissals:
         """Take up where `snapshot` was made."""
         self.left, self.square = np.array(saved["left"]), np.array(saved["square"])
         self.count = int(saved["count"])
-        self.alarms = deque(saved["alarms"].tolist(), maxlen=KEPT)
+        self.alarms = {int(row): int(answers) for row, answers in saved["alarms"]}
         self.waiting = [(int(row), int(label)) for row, label in saved["waiting"]]
         self.patterns = [np.array(saved["dismissed"]), np.array(saved["confirmed"])]
 

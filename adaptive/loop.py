@@ -282,6 +282,7 @@ class Loop:
         if answer.alarm:
             track.counters.alarms += 1
             track.alarms.append(result)
+        track.counters.dismissed += answer.dismissed
         waiting.sinks = len(self.outlets)
         for outlet in self.outlets:
             outlet.put(waiting, result)

@@ -77,6 +77,7 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
         "p_value": answer.p_value,
         "strength": round(answer.strength, 6),
         "alarm": answer.alarm,
+        "dismissed": answer.dismissed,
         "event": answer.event if isfinite(answer.event) else None,
         "level": result.level,
         "forecast": numbers(estimate.forecast),

@@ -33,6 +33,7 @@ class Counters:
         met: Answers by their deadline.
         missed: Answers after their deadline.
         alarms: Alarms raised.
+        dismissed: Samples that would have raised one, had the like not been dismissed.
         learn_steps: Learning steps that landed.
         learn_rejected: Learning steps thrown away, not finite or too large.
         levels: Answers by level, -1 for the mandatory answer alone.
@@ -54,6 +55,7 @@ class Counters:
     met: int = 0
     missed: int = 0
     alarms: int = 0
+    dismissed: int = 0
     learn_steps: int = 0
     learn_rejected: int = 0
     levels: dict[int, int] = field(default_factory=dict)

@@ -143,7 +143,7 @@ def lines(track: Track) -> list[tuple[str, str]]:
         *([("shed", listed(c.shed))] if c.shed else []),
         ("in time", f"{in_time(c)}, p50 / p99 / p99.9 = {latencies} ms"),
         ("missing", f"{c.missing}, rejected {listed(unread)}"),
-        ("alarms", f"{c.alarms}"),
+        ("alarms", f"{c.alarms}, {c.dismissed} samples kept quiet as dismissed before"),
         ("feedback", f"{said['received']} received, {said['learned']} learned"),
         ("learning", f"{c.learn_steps} gradient steps, {c.learn_rejected} undone"),
         ("forecast", loss(track)),

@@ -70,6 +70,25 @@ def test_the_effect_of_a_moment_is_what_masking_it_out_changes(state, found):
         assert found.effect[k] == pytest.approx(wanted, rel=1e-2, abs=1e-6)
 
 
+def test_the_explained_weights_are_those_that_the_answer_was_made_with():
+    rng, n = np.random.default_rng(2), np.arange(1200)
+    values = np.stack((np.sin(2 * np.pi * n / 24), np.cos(2 * np.pi * n / 24)), axis=1)
+    values = jnp.asarray(values + rng.normal(0, 0.1, values.shape), jnp.float32)
+
+    @jax.jit
+    def lived(state, values):
+        return jax.lax.scan(
+            lambda state, x: model.step(PARAMS, state, x, jnp.ones_like(x), LEVEL), state, values
+        )
+
+    state, out = lived(jax.jit(lambda: model.init(PARAMS, SHAPE))(), values)
+    found = jax.jit(explain.effects, static_argnums=2)(PARAMS, state, LEVEL)
+    order = np.argsort(-np.asarray(found.weight))[: analogues.SHOWN]
+    np.testing.assert_allclose(out.weight[-1], np.asarray(found.weight)[order], rtol=0.02)
+    assert set(out.lag[-1].tolist()) <= set(np.asarray(found.lag).tolist())
+    np.testing.assert_allclose(out.expert[-1], found.expert_weight, rtol=1e-4)
+
+
 def test_without_the_most_attended_the_answer_moves_more_than_without_the_least(states):
     effects = jax.jit(explain.effects, static_argnums=2)
     for many in (1, 5):

@@ -3,6 +3,7 @@ import logging
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from math import nan
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ class FakeController(Controller):
         self.queue, self.labels, self.log = deque(), [], []
         self.learning = 0.001  # [s]
         self.alarming = set()  # values of the first channel that raise an alarm
+        self.dismissed = set()  # those that would, had they not been dismissed
 
     def arrive(self, stream, values, filled=None):
         self.counts[stream] += 1
@@ -72,7 +74,9 @@ class FakeController(Controller):
 
     def settle(self, estimate, time, values):
         alarm = bool(values[0] in self.alarming)
-        return Answer(estimate, 0.5, 0.5, 0.5 * alarm, alarm, float("nan"))
+        return Answer(
+            estimate, 0.5, 0.5, 0.5 * alarm, alarm, bool(values[0] in self.dismissed), nan
+        )
 
     def label(self, stream, indices, label):
         self.labels.append((stream, indices.tolist(), label))
@@ -635,8 +639,9 @@ def test_a_sink_that_cannot_be_closed_is_logged_and_the_others_are_closed(virtua
 def test_alarms_are_counted_and_the_newest_are_kept(virtual_time):
     controller = FakeController()
     controller.alarming = {float(n) for n in range(0, 200, 2)}
+    controller.dismissed = {1.0, 5.0, 7.0}
     source = ListSource((STREAM,), samples(200), 0.01)
     net, _ = run(virtual_time, [source], controller=controller)
     track = net.tracks["ecg"]
-    assert track.counters.alarms == 100
+    assert (track.counters.alarms, track.counters.dismissed) == (100, 3)
     assert [result.sample.sequence for result in track.alarms] == list(range(136, 200, 2))

@@ -29,7 +29,7 @@ def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=
         np.array([forecast], np.float32), np.array([[0.1, np.inf]], np.float32),
         explanation if why else None, None,
     )  # fmt: skip
-    answer = Answer(estimate, 0.97, p_value, 0.5 if alarm else 0.0, alarm, event)
+    answer = Answer(estimate, 0.97, p_value, 0.5 if alarm else 0.0, alarm, False, event)
     values = np.array([0.1, np.nan])
     level = "full" if why else "mandatory"
     return Result(Sample("bed7", sequence, 12.5, values), answer, level, 100.0, 100.02, CHANNELS)
@@ -51,6 +51,7 @@ def test_an_answer_on_the_wire_says_what_it_is_about_and_how_soon_it_came():
         "p_value": 0.01,
         "strength": 0.0,
         "alarm": False,
+        "dismissed": False,
         "event": 0.25,
         "level": "full",
         "forecast": [[0.5, -0.25]],

@@ -41,7 +41,7 @@ def forecasts(values, settings, learns):
     rows = jnp.asarray(values - values[0], jnp.float32)
     for first in range(0, len(rows) - EVERY + 1, EVERY):
         bank, out = block(params, bank, rows[first : first + EVERY])
-        made.append(np.asarray(out, np.float16 if settings.horizon_samples > 24 else np.float32))
+        made.append(np.asarray(out))
         if learns:
             params, momenta, bank, _ = step(params, momenta, bank)
     return np.concatenate(made)
@@ -76,7 +76,7 @@ def main():
     print("forecast    attention |", "  ".join(f"1..{h:<4}" for h in steps))
     for learns in (False, True):
         made = forecasts(values, Model(horizon_samples=args.horizon), learns)
-        by_step = errors(made.astype(np.float64), values, start)
+        by_step = errors(made, values, start)
         for k, kind in enumerate(KINDS):
             numbers = "  ".join(f"{by_step[:h, k].mean():.4f}" for h in steps)
             if not learns or kind in ("recall", "encoder", "served"):

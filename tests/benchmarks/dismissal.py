@@ -52,7 +52,8 @@ def lived(programs, values, bumps, answered):
     """The alarms, and when the last of the answers was given."""
     controller = Controller(1, 1, programs.settings, programs.alarms)
     controller.engine.take_programs(programs.engine)
-    level, alarms, waiting, given = len(controller.levels) - 1, [], [], 0
+    level, alarms, waiting = len(controller.levels) - 1, [], []
+    given = last = 0
     for first in range(0, ROWS, 32):
         for x in values[first : first + 32]:
             controller.arrive(0, np.array([x]))
