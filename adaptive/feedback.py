@@ -113,7 +113,7 @@ class Pending:
                 self.dropped += not self._held.pop(0).matched
         elif not matched:
             size = min(self._count, len(self._times))
-            late = time + duration < self._times[:size].min()
+            late = bool(time + duration < self._times[:size].min())
             self.late += late
             self.unmatched += not late
         return Matches(indices, label)

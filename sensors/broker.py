@@ -23,7 +23,7 @@ class Broker:
         host: Its name or address.
         port: Usually 1883, with TLS 8883.
         version: Of MQTT. Only "5" tells why a publication was refused, and bounds what the broker
-            sends unacknowledged to `max_inflight`.
+            sends unacknowledged to `max_waiting`.
         client_id: Must be unique at the broker; empty lets one be made up.
         username: Empty for none.
         password_env: The environment variable that holds the password; empty for none.
@@ -38,7 +38,7 @@ class Broker:
             what arrives meanwhile; it needs a `client_id`, and another one when topics change, for
             the broker keeps the old subscriptions too.
         session_expiry_s: How long a session is kept; "5" only, "3.1.1" leaves it to the broker.
-        max_inflight: Publications under way at once, and received ones not yet acknowledged.
+        max_inflight: Publications under way at once.
         max_waiting: Received messages that wait for one reader; beyond it they are dropped,
             unacknowledged, and counted.
     """

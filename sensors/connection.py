@@ -281,7 +281,9 @@ class Connection:
         properties = None
         if five:
             properties = Properties(PacketTypes.CONNECT)
-            properties.ReceiveMaximum = broker.max_inflight
+            # As many as we can hold: mosquitto 2.0.11 keeps what is more in a queue, and sends what
+            # it has just got ahead of that.
+            properties.ReceiveMaximum = min(broker.max_waiting, 65535)
             if not broker.clean_session:
                 properties.SessionExpiryInterval = broker.session_expiry_s
 

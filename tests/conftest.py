@@ -57,6 +57,7 @@ class Mosquitto:
         root = "user root\n" if os.geteuid() == 0 else ""  # else it could not read our folder
         self.config.write_text(
             f"listener {self.port} {self.host}\nallow_anonymous true\npersistence false\n"
+            "max_queued_messages 0\n"  # else it drops samples when the machine is slow
             f"{root}{lines}\n"
         )
         self.log = folder / "mosquitto.log"

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import logging
 import random
 from collections import Counter, deque
@@ -523,6 +524,7 @@ def test_feedback_early_late_and_about_a_stretch_reaches_the_model_and_is_counte
     assert counts == {
         "received": 5, "paired": 2, "too_early_pending": 1, "too_late": 1, "learned": 2,
     }  # fmt: skip
+    json.dumps(counts)  # plain numbers, for the status and the summary
 
 
 def test_a_source_that_goes_away_is_tried_again_with_jitter_and_logged_once(virtual_time, caplog):
