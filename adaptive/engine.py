@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from adaptive import analogues, model, runtime
+from adaptive import analogues, model, ring, runtime
 from adaptive.explain import Effects, effects
 from adaptive.model import Shape
 from adaptive.programs import Programs, start
@@ -123,7 +123,7 @@ class Engine:
         """What carried the newest answer of a stream; compiles when it is first asked."""
         if not level.memory:
             raise ValueError(f"level {level.name} has no memory to explain by")
-        state = model.of_stream(self.bank, jnp.int32(stream))
+        state = ring.of_stream(self.bank, jnp.int32(stream))
         return jax.jit(effects, static_argnums=2)(self.params, state, level)
 
     def arrays(self) -> dict[str, np.ndarray]:

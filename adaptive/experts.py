@@ -26,7 +26,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
-from adaptive import ring
+from adaptive import drift, ring
 from adaptive.settings import EXPERTS
 
 LEAST_LAGS, LAGS_A_STEP, MOST_LAGS = 96, 4, 336  # [samples] that the long memory looks back
@@ -70,6 +70,7 @@ class Recent(NamedTuple):
     level: Float[Array, " channels"]  # mean of about a season
     phase: Float[Array, ""]  # place in the season, in [0, 1)
     season: Int[Array, ""]  # [samples]; 1 where none is known
+    change: drift.State
 
 
 def reach(horizon: int) -> int:
@@ -293,7 +294,7 @@ def step(
     long = observe(state.long, count, long_regressors(recent), jnp.float32(LONG_FORGETTING))
     row, lasts = joint_regressors(recent), memory(recent.season)
     slow = observe(state.slow, count, row, 1 - 1 / (SLOW * lasts))
-    fast = observe(state.fast, count, row, 1 - 1 / lasts)
+    fast = observe(state.fast, count, row, drift.kept(recent.change, lasts, row.shape[1]))
     return State(
         learn(long, count, change[:, :, None], known[:, :, None]),
         learn(slow, count, change[:, None], known[:, None]),

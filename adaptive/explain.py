@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from adaptive import analogues, experts, model, recall, ring
+from adaptive import analogues, experts, glitch, model, recall, ring
 from adaptive.settings import EXPERTS, Level
 
 ALONE = 1e-6  # what others weigh together at least, or the part was the only one
@@ -48,7 +48,7 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
         The moments in the order of `analogues.candidates`, the experts in that of `EXPERTS`.
     """
     count, memory = state.count, state.memory
-    scale = jnp.sqrt(state.variance) + 1e-6 * jnp.abs(state.mean) + 1e-12
+    scale = glitch.scale(state.glitch)
     near = recall.nearest(recall.distances(state.far, count, level.memory))
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
     among = analogues.candidates(memory, count, state.season, lags, level.memory)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import analogues, attention, model, ring
+from adaptive import analogues, attention, ring
 from adaptive.model import Params, Shape, State
 
 LEARNING_RATE = 1e-3
@@ -80,7 +80,7 @@ def step(
         Parameters, momenta and bank after the step, and a report. The caches are consistent with
         the parameters that are returned.
     """
-    row = model.of_stream(bank, stream)
+    row = ring.of_stream(bank, stream)
     value, slope = jax.value_and_grad(loss)(params.encoder, row, shape)
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     updates, moved = optimiser().update(slopes, momenta, params)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import analogues, attention, coarse, experts, moments, recall, ring
+from adaptive import analogues, attention, coarse, drift, experts, glitch, moments, recall, ring
 from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level
 
 TRUNK, RECALL, ENCODER, SERVED = (KINDS.index(k) for k in ("trunk", "recall", "encoder", "served"))
@@ -56,6 +56,10 @@ class State(NamedTuple):
     variance: Float[Array, " channels"]
     values: ring.Ring | ring.View  # (channels,)
     seen: ring.Ring | ring.View  # (channels,) 1 where measured
+    glitch: glitch.State
+    sound: ring.Ring | ring.View  # (channels,) the values as forecasters see them
+    believed: ring.Ring | ring.View  # (channels,) 1 where measured and no glitch
+    drift: drift.State
     trunk: experts.State
     far: recall.Distances  # the last row is of `SEASON_SCALE`
     memory: analogues.State
@@ -106,6 +110,10 @@ def init(params: Params, shape: Shape) -> State:
         variance=zeros,
         values=ring.init(rows, channels),
         seen=ring.init(rows, channels),
+        glitch=glitch.init(channels),
+        sound=ring.init(rows, channels),
+        believed=ring.init(rows, channels),
+        drift=drift.init(),
         trunk=experts.init(channels, horizon),
         far=recall.init(shape.memory, channels, len(recall.SCALES) + 1),
         memory=analogues.init(FEEDBACK_REACH * shape.memory, horizon, channels),
@@ -124,35 +132,9 @@ def init(params: Params, shape: Shape) -> State:
 def bank(params: Params, shape: Shape, streams: int) -> State:
     """The states of many streams, on a leading axis, each without samples."""
     lead = jax.tree.map(
-        lambda a: a if is_ring(a) else a[None], init(params, shape), is_leaf=is_ring
+        lambda a: a if ring.is_ring(a) else a[None], init(params, shape), is_leaf=ring.is_ring
     )
     return jax.tree.map(lambda a: jnp.repeat(a, streams, axis=0), lead)
-
-
-def is_ring(leaf: object) -> bool:
-    """Whether a part of a state is a ring, of all streams or of one."""
-    return isinstance(leaf, ring.Ring | ring.View)
-
-
-def of_stream(bank: State, stream: Int[Array, ""]) -> State:
-    """The state of one stream of a bank; its rings are views, not copies."""
-    return jax.tree.map(
-        lambda a: ring.View(a.rows, stream) if is_ring(a) else a[stream], bank, is_leaf=is_ring
-    )
-
-
-def with_stream(bank: State, stream: Int[Array, ""], state: State) -> State:
-    """The bank with a new state of one stream."""
-    return jax.tree.map(
-        lambda new, old: (
-            ring.Ring(new.rows)
-            if is_ring(new)
-            else lax.dynamic_update_index_in_dim(old, new, stream, 0)
-        ),
-        state,
-        bank,
-        is_leaf=is_ring,
-    )
 
 
 def gains(moments: Float[Array, "horizon 5"]) -> Float[Array, "horizon 2"]:
@@ -192,7 +174,11 @@ def judge(
     made, slopes = made[:, : len(KINDS)], made[:, len(KINDS) :]
     known = seen * (steps < count)[:, None]  # (horizon, channels)
     error = jnp.clip((x - made.transpose(1, 0, 2)) / scale, -experts.CLIP, experts.CLIP) * known
-    rate = jnp.maximum(1.0 / experts.memory(state.season), 1.0 / (count + 1))
+    change = drift.watch(
+        state.drift, count, error[SERVED, 0] ** 2, state.loss[SERVED, 0], state.season
+    )
+    lasts = jnp.minimum(experts.memory(state.season), change.since)
+    rate = jnp.maximum(1.0 / lasts, 1.0 / (count + 1))
     loss = state.loss + known * rate * (error**2 - state.loss)
 
     left = error[TRUNK]
@@ -200,11 +186,11 @@ def judge(
     new = jnp.stack(
         [jnp.sum(p * q, axis=1) for p, q in ((a, a), (a, b), (b, b), (a, left), (b, left))]
     )
-    moments = state.moments * (1 - 1.0 / experts.memory(state.season)) + new.T
+    moments = state.moments * drift.kept(change, experts.memory(state.season)) + new.T
     # d/d theta of a Huber loss of what recall left.
     pull = jnp.clip(error[RECALL], -1.0, 1.0)
     slope = state.slope - jnp.einsum("hc,hsc->s", pull, slopes) / (horizon * x.shape[0])
-    return state._replace(loss=loss, moments=moments, slope=slope), left
+    return state._replace(drift=change, loss=loss, moments=moments, slope=slope), left
 
 
 def looked_up(
@@ -282,24 +268,39 @@ def step(
     horizon, channels = state.loss.shape[1:]
     foreseen = state.made[0, SERVED]
     x = jnp.where(seen > 0, x, foreseen)
-    mean, variance = moments.standardise(state.mean, state.variance, count, x, seen)
-    scale = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
-    usual = jnp.sqrt(state.loss[SERVED, 0]) * scale
-    error = jnp.max(seen * jnp.abs(x - foreseen) / (usual + 1e-3 * scale))
     # Rings are written first and read after, which lets XLA work in place.
-    state = state._replace(forecasts=ring.push(state.forecasts, count - 1, state.made))
-    state, left = judge(state, count, x, seen, scale)
-
     values = ring.push(state.values, count, x)
     all_seen = ring.push(state.seen, count, seen)
-    past = ring.last(values, count, horizon + 1)
-    past_seen = ring.last(all_seen, count, horizon + 1)
+
+    mean, variance = moments.standardise(state.mean, state.variance, count, x, seen)
+    deviation = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
+
+    others = count - jnp.stack((jnp.int32(1), state.season, 2 * state.season))
+    usual, believed = glitch.believe(
+        state.glitch,
+        count,
+        x,
+        seen,
+        foreseen,
+        values.rows[values.stream, 0, ring.row(values, others)],
+        lambda: ring.last(values, count, glitch.FIRST),
+    )
+    scale = glitch.scale(usual)
+    usual_error = jnp.sqrt(state.loss[SERVED, 0]) * scale
+    error = jnp.max(seen * jnp.abs(x - foreseen) / (usual_error + 1e-3 * scale))
+    sound = jnp.where(believed > 0, x, foreseen)
+    state = state._replace(forecasts=ring.push(state.forecasts, count - 1, state.made))
+    state, left = judge(state, count, sound, believed, scale)
+    all_sound = ring.push(state.sound, count, sound)
+    all_believed = ring.push(state.believed, count, believed)
+    past = ring.last(all_sound, count, horizon + 1)
+    past_believed = ring.last(all_believed, count, horizon + 1)
 
     lags = level.memory
     then, then_seen = (
         ring.last(r, count - 1, lags) if lags else r.rows[0, 0, :0] for r in (values, all_seen)
     )
-    far = recall.compare(state.far, then, then_seen, x, seen, scale)
+    far = recall.compare(state.far, then, then_seen, x, seen, deviation)
     means = coarse.take(state.coarse, count, x, seen, lags)
     level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / moments.LEVEL)
     newest_level = state.level + level_rate * (x - state.level)
@@ -309,22 +310,23 @@ def step(
         lambda: jnp.int32(0),
     )
     season = jnp.where(season > 0, season, state.season)
-    level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(season, SHORTEST))
-    season_level = state.season_level + level_rate * (x - state.season_level)
+    level_rate = believed * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(season, SHORTEST))
+    season_level = state.season_level + level_rate * (sound - state.season_level)
 
     reach = experts.reach(horizon)
-    window = ring.last(values, count, reach)
+    window = ring.last(all_sound, count, reach)
     # Before the first sample the ring is empty: hold the first value instead of zero.
     rows = jnp.arange(reach - 1, -1, -1)[:, None]
     window = jnp.where(rows <= count, window, window[jnp.maximum(-1 - count, -window.shape[0])])
     phase = (count % season).astype(jnp.float32) / season
-    recent = experts.Recent(window, mean, scale, season_level, phase, season)
-    trunk = experts.step(state.trunk, count, recent, past[-2::-1], past_seen[-2::-1] * seen)
+    recent = experts.Recent(window, usual.mean, scale, season_level, phase, season, state.drift)
+    trunk = experts.step(state.trunk, count, recent, past[-2::-1], past_believed[-2::-1] * believed)
 
-    inputs = jnp.concatenate((jnp.clip((x - mean) / scale, -experts.CLIP, experts.CLIP), left[0]))
+    inputs = jnp.clip((sound - usual.mean) / scale, -experts.CLIP, experts.CLIP)
+    inputs = jnp.concatenate((inputs, left[0]))
     cache = attention.write(params.encoder, state.cache, count, inputs)
 
-    ahead = experts.forecast(trunk, recent, experts.season_of(values, count, season, horizon))
+    ahead = experts.forecast(trunk, recent, experts.season_of(all_sound, count, season, horizon))
     trust = experts.weights(state.loss[: len(EXPERTS)])
     foreseen = jnp.einsum("ehc,ehc->hc", trust, ahead)
     memory, key = analogues.remember(
@@ -332,7 +334,7 @@ def step(
         count,
         (foreseen - season_level) / scale,
         (window[-analogues.VALUES :] - season_level) / scale,
-        followed(state, count, past[1:], past_seen[1:], scale),
+        followed(state, count, past[1:], past_believed[1:], scale),
     )
 
     zeros = jnp.zeros((1 + SLOPES, horizon, channels), jnp.float32)
@@ -340,7 +342,7 @@ def step(
     lag, weight = jnp.zeros(analogues.SHOWN, jnp.int32), jnp.zeros(analogues.SHOWN, jnp.float32)
     strange, channel = jnp.full(len(recall.SCALES), -1.0), jnp.zeros(channels, jnp.float32)
     if lags:
-        far, strange, near, channel = looked_up(far, count, values, scale, lags)
+        far, strange, near, channel = looked_up(far, count, values, deviation, lags)
         among = analogues.candidates(memory, count, season, near.ravel(), lags)
         attention_on, by_recall = analogues.attend(params.recall, memory, count, key, among)
         lag, weight = analogues.shown(attention_on[0], among)
@@ -368,6 +370,9 @@ def step(
         variance=variance,
         values=values,
         seen=all_seen,
+        glitch=usual,
+        sound=all_sound,
+        believed=all_believed,
         trunk=trunk,
         far=far,
         memory=memory,
@@ -379,7 +384,7 @@ def step(
     )
     spread = jnp.sqrt(state.loss[SERVED]) * scale
     loss = jnp.mean(state.loss, axis=(1, 2))
-    off = moments.departure(newest_level, mean, scale, count)
+    off = moments.departure(newest_level, mean, deviation, count)
     strange = jnp.concatenate((strange, means.strange, off[None]))
     spoke = jnp.mean(trust, axis=(1, 2)), jnp.mean(gain, axis=0)
     return state, Output(corrected[-1], spread, strange, error, lag, weight, channel, *spoke, loss)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adaptive import learner, model
+from adaptive import learner, model, ring
 from adaptive.model import Shape
 from adaptive.settings import BLOCK, Level
 
@@ -42,9 +42,9 @@ def run(params, bank, block, count, *, level):
     def step(bank, row):
         stream = row[0].astype(jnp.int32)
         x, seen = row[1 : 1 + channels], row[1 + channels :]
-        state, out = model.step(params, model.of_stream(bank, stream), x, seen, level)
+        state, out = model.step(params, ring.of_stream(bank, stream), x, seen, level)
         packed = jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in out])
-        return model.with_stream(bank, stream, state), packed
+        return ring.with_stream(bank, stream, state), packed
 
     def one(k, carry):
         bank, outputs = carry

@@ -36,6 +36,7 @@ DELAY = 120  # [samples] the newest ones do not count, or an event would explain
 NEAREST = 5  # moments
 BLOCK = 16  # [samples]; two moments of one block are one
 FARTHEST = 100.0  # [variances] squared distances are cut there
+SEASON_CUT = 9.0  # [variances] those for the season: a few glitches must not hide it
 COMPARED = 0.6  # how much of the average must be there, in [0, 1]
 COMMON = 0.1  # share of the memory that a common moment is near to
 LEAST_UNIT = 0.6  # of a channel, against its standard deviation
@@ -102,11 +103,13 @@ def compare(
     """
     lags, beyond = then.shape[0], far.distance.shape[1] - then.shape[0]
     both = then_seen * seen
-    apart = jnp.minimum(((then - now) / unit(far, deviation)) ** 2, FARTHEST) * both
+    apart = ((then - now) / unit(far, deviation)) ** 2
     there = jnp.sum(both, axis=1)
-    apart = jnp.sum(apart, axis=1) / jnp.maximum(there, 1.0)
-    there = jnp.minimum(there, 1.0)
     scales = (*SCALES, SEASON_SCALE)[: far.distance.shape[0]]
+    near, rest = (jnp.sum(jnp.minimum(apart, cut) * both, axis=1) for cut in (FARTHEST, SEASON_CUT))
+    slow = jnp.array([scale == SEASON_SCALE for scale in scales])[:, None]
+    apart = jnp.where(slow, rest, near) / jnp.maximum(there, 1.0)
+    there = jnp.minimum(there, 1.0)
     rate = 1.0 / jnp.asarray(scales, jnp.float32)[:, None]
     distance = far.distance[:, beyond:] * (1 - rate) + rate * (apart * there)
     compared = far.compared[:, beyond:] * (1 - rate) + rate * there

@@ -9,6 +9,7 @@ before reading it within a step: a read of what was there before makes XLA copy 
 
 from typing import NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -53,6 +54,7 @@ class View(NamedTuple):
 
 
 Buffer = TypeVar("Buffer", bound=Ring | View)
+Tree = TypeVar("Tree")  # of arrays and rings
 
 
 def init(rows: int, *shape: int, copies: int = 2, dtype: DTypeLike = jnp.float32) -> Ring:
@@ -90,3 +92,27 @@ def last(ring: Ring | View, count: Int[Array, ""], rows: int) -> Float[Array, "r
 def advance(count: Int[Array, ""]) -> Int[Array, ""]:
     """The number of the next sample. It wraps, so that int32 lasts for ever at any rate."""
     return jnp.where(count >= 2 * WRAP - 1, count + 1 - WRAP, count + 1)
+
+
+def is_ring(leaf: object) -> bool:
+    """Whether a part of a state is a ring, of all streams or of one."""
+    return isinstance(leaf, Ring | View)
+
+
+def of_stream(bank: Tree, stream: Int[Array, ""]) -> Tree:
+    """The state of one stream of a bank of states; its rings are views, not copies."""
+    return jax.tree.map(
+        lambda a: View(a.rows, stream) if is_ring(a) else a[stream], bank, is_leaf=is_ring
+    )
+
+
+def with_stream(bank: Tree, stream: Int[Array, ""], state: Tree) -> Tree:
+    """The bank with a new state of one stream."""
+    return jax.tree.map(
+        lambda new, old: (
+            Ring(new.rows) if is_ring(new) else lax.dynamic_update_index_in_dim(old, new, stream, 0)
+        ),
+        state,
+        bank,
+        is_leaf=is_ring,
+    )

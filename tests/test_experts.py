@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from adaptive import experts, ring, settings
+from adaptive import drift, experts, ring, settings
 
 HORIZON, CHANNELS, SCALE = 3, 2, 1.5
 LAGS = experts.reach(HORIZON)
@@ -18,7 +18,7 @@ def seen_at(window, n, scale):
     ones = jnp.ones(CHANNELS, jnp.float32)
     phase = (n % SEASON) / jnp.float32(SEASON)
     level, mean = jnp.asarray(LEVEL, jnp.float32), 0.1 * ones
-    return experts.Recent(window, mean, scale * ones, level, phase, jnp.int32(SEASON))
+    return experts.Recent(window, mean, scale * ones, level, phase, jnp.int32(SEASON), drift.init())
 
 
 @jax.jit
@@ -129,7 +129,9 @@ def test_what_the_joint_forecaster_sees_of_many_channels_is_bounded(channels):
     assert (len(lags) == 0) == (channels > 59)
     window = jnp.zeros((LAGS, channels))
     zeros = jnp.zeros(channels)
-    recent = experts.Recent(window, zeros, zeros + 1, zeros, jnp.float32(0.2), jnp.int32(1))
+    recent = experts.Recent(
+        window, zeros, zeros + 1, zeros, jnp.float32(0.2), jnp.int32(1), drift.init()
+    )
     got = np.asarray(experts.joint_regressors(recent))
     assert got.shape == (1, numbers)
     np.testing.assert_array_equal(got[0, 1 : 1 + 2 * experts.HARMONICS], 0.0)  # no season

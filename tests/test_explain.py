@@ -113,7 +113,7 @@ def test_without_the_most_attended_the_answer_moves_more_than_without_the_least(
 def test_the_effect_of_an_expert_is_what_the_others_would_say_without_it(state, found):
     trust = np.asarray(experts.weights(state.loss[: len(EXPERTS)]), np.float64)
     ahead = np.asarray(state.made[:, : len(EXPERTS)], np.float64).transpose(1, 0, 2)
-    scale = np.sqrt(np.asarray(state.variance, np.float64))
+    scale = np.sqrt(np.asarray(state.glitch.variance, np.float64))
     trunk = (trust * ahead).sum(axis=0)
     for k in range(len(EXPERTS)):
         others = np.delete(trust, k, axis=0)

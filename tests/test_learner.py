@@ -71,7 +71,7 @@ def test_the_loss_is_the_huber_loss_after_the_newest_moments_that_have_matured()
     params = random_params(0)
     for samples in (5, 40):  # fewer than there are origins, and many
         bank, inputs, errors = fed(params, samples)
-        got = float(loss(params.encoder, model.of_stream(bank, jnp.int32(1))))
+        got = float(loss(params.encoder, ring.of_stream(bank, jnp.int32(1))))
         matured = range(max(0, samples - SHAPE.horizon - SHAPE.origins), samples - SHAPE.horizon)
         parts = []
         for n in matured:
@@ -88,7 +88,7 @@ def test_the_loss_is_the_huber_loss_after_the_newest_moments_that_have_matured()
 def test_the_gradient_is_the_finite_difference_of_the_loss():
     params = random_params(1)
     bank, _, _ = fed(params, 40, learnable=False)
-    row = model.of_stream(bank, jnp.int32(1))
+    row = ring.of_stream(bank, jnp.int32(1))
     slope = jax.jit(jax.grad(partial(learner.loss, shape=SHAPE)))(params.encoder, row)
     rng, norm = np.random.default_rng(2), np.linalg.norm
     for name in params.encoder._fields:
@@ -138,7 +138,7 @@ def test_after_a_step_all_caches_are_as_if_made_with_the_new_parameters():
     assert bool(report.landed)
     change = apart(moved, params)
     assert 0 < change < 1.0  # a bounded step
-    newest = model.of_stream(after, jnp.int32(1)).cache
+    newest = ring.of_stream(after, jnp.int32(1)).cache
     _, keys, values = attention.project(moved.encoder, jnp.asarray(inputs[-16:]))
     got = ring.last(newest.keys, jnp.int32(39), 16), ring.last(newest.values, jnp.int32(39), 16)
     np.testing.assert_allclose(got[0], keys, rtol=1e-4, atol=1e-5)
@@ -191,7 +191,7 @@ def lived(params, values):
 
     def one(state, x):
         state, _ = model.step(params, state, x, jnp.ones_like(x), LEVEL)
-        return state, (state.made[:, model.RECALL], state.mean, state.variance)
+        return state, (state.made[:, model.RECALL], state.glitch.mean, state.glitch.variance)
 
     return lax.scan(one, model.init(params, SHAPE), values)
 

@@ -363,7 +363,7 @@ def test_nothing_is_lost_when_the_reader_is_slow(mosquitto):
 @pytest.mark.slow
 def test_messages_beyond_the_bound_are_counted_and_not_acknowledged(mosquitto):
     async def main():
-        async with connected(mosquitto.port, max_waiting=3) as connection:
+        async with connected(mosquitto.port, max_waiting=3, version="3.1.1") as connection:
             subscription = await connection.subscribe(["t"])
             for _ in range(5):
                 await connection.publish("t", b"1")
@@ -375,6 +375,27 @@ def test_messages_beyond_the_bound_are_counted_and_not_acknowledged(mosquitto):
 
     counts = run(main())
     assert (counts["dropped"], counts["acknowledged"]) == (2, 3)
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_broker_of_version_5_sends_no_more_than_can_wait(mosquitto):
+    async def main():
+        async with connected(mosquitto.port, max_waiting=3) as connection:
+            subscription = await connection.subscribe(["t"])
+            for n in range(8):
+                await connection.publish("t", b"%d" % n)
+            await until(lambda: connection.counts["received"] == 3)
+            messages, got = aiter(subscription), []
+            for _ in range(8):
+                message = await anext(messages)
+                got.append(int(message.payload))
+                connection.acknowledge(message)
+            return got, connection.counts
+
+    got, counts = run(main())
+    assert got == list(range(8))
+    assert (counts["dropped"], counts["acknowledged"]) == (0, 8)
 
 
 @pytest.mark.broker

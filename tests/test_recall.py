@@ -29,7 +29,7 @@ def compared(values, seen, lags):
     return state
 
 
-def windows(values, seen, scale, since):
+def windows(values, seen, scale, since, cut=recall.FARTHEST):
     """D and W by lag from `MEMORY` down to 1, as weighted sums over windows, in float64.
 
     Args:
@@ -42,7 +42,7 @@ def windows(values, seen, scale, since):
             both = seen[n] * seen[n - lag]
             if not both.any():
                 continue
-            apart = np.minimum(((values[n] - values[n - lag]) / SCALE) ** 2, recall.FARTHEST)
+            apart = np.minimum(((values[n] - values[n - lag]) / SCALE) ** 2, cut)
             weight = (1 - 1 / scale) ** (newest - n) / scale
             distance[MEMORY - lag] += weight * apart[both > 0].mean()
             there[MEMORY - lag] += weight
@@ -57,7 +57,8 @@ def test_the_recursive_distances_equal_weighted_windows_summed_by_hand(missing):
     seen = (rng.random((70, CHANNELS)) >= missing) * 1.0
     state = compared(values, seen, [MEMORY] * 70)
     for row, scale in enumerate((*recall.SCALES, recall.SEASON_SCALE)):
-        distance, there = windows(values, seen, scale, [0] * MEMORY)
+        cut = recall.SEASON_CUT if scale == recall.SEASON_SCALE else recall.FARTHEST
+        distance, there = windows(values, seen, scale, [0] * MEMORY, cut)
         np.testing.assert_allclose(state.distance[row], distance, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(state.compared[row], there, rtol=2e-5, atol=1e-6)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive import learner, model, runtime
+from adaptive import learner, model, ring, runtime
 from adaptive.engine import Engine
 from adaptive.settings import KINDS, Model
 from sensors.recordings import read
@@ -30,9 +30,9 @@ def forecasts(values, settings, learns):
     @jax.jit
     def block(params, bank, rows):
         def one(bank, x):
-            state = model.of_stream(bank, jnp.int32(0))
+            state = ring.of_stream(bank, jnp.int32(0))
             state, _ = model.step(params, state, x, jnp.ones_like(x), level)
-            return model.with_stream(bank, jnp.int32(0), state), state.made[:, : len(KINDS)]
+            return ring.with_stream(bank, jnp.int32(0), state), state.made[:, : len(KINDS)]
 
         return jax.lax.scan(one, bank, rows)
 

@@ -1,12 +1,11 @@
 """Measures the quality of answers on recordings: forecasts, anomalies, events.
 
-    python tests/benchmarks/quality.py DATA SCORERS --save OUT [--only forecast,nab,...]
+    python tests/benchmarks/quality.py DATA --save OUT [--only forecast,nab,anomaly,event,alarm]
 
 DATA holds the public data sets by folder (ett, nab, skab, smd, asd, smap_msl, ucr, ecg); what is
-not there is left out. SCORERS holds the scorers (score_forecast.py, score_nab.py, ...). Each
-recording is taken through `adaptive replay` once, with the default configuration, two commands at
-a time; then the scorers are run and one table is printed. What has been replayed into OUT already
-is not replayed again.
+not there is left out. Each recording is taken through `adaptive replay` once, with the default
+configuration, two commands at a time; then `scorers` are run and one table is printed. What has
+been replayed into OUT already is not replayed again.
 """
 
 import argparse
@@ -21,6 +20,7 @@ import numpy as np
 
 from sensors.recordings import read
 
+SCORERS = Path(__file__).with_name("scorers")
 STEPS = ("1", "24", "48", "96")
 RECORDS = ("106", "116", "119", "208", "223")
 UNTIL, DELAY = 300.0, 10.0  # [s] labels of the first five minutes, each known so much later
@@ -70,9 +70,9 @@ def beats(record: Path) -> str:
 def jobs(data: Path, out: Path, only: set[str]) -> list[tuple[Path, list[str]]]:
     """What to replay: where its results go, and the arguments."""
     found = []
-    for name in ("ETTh1", "ETTm1"):
+    for name in ("ETTm1", "ETTh1"):
         path = data / f"ett/{name}.csv.gz"
-        if "forecast" in only and path.exists():
+        if only & {"forecast", "alarm"} and path.exists():
             found.append((out / f"forecast-{name}", [str(path), "--horizon", "96"]))
     if "nab" in only and (data / "nab/data").is_dir():
         found.append((out / "nab", [str(data / "nab/data")]))
@@ -85,16 +85,16 @@ def jobs(data: Path, out: Path, only: set[str]) -> list[tuple[Path, list[str]]]:
         found += [(out / path.name, [str(path)]) for path in there if path.is_dir()]
     for record in RECORDS:
         path = data / f"ecg/mitdb/{record}"
-        if not path.with_suffix(".dat").exists():
-            continue
-        if "event" in only:
-            found.append((out / f"plain-{record}", [str(path)]))
-        if "label" in only:
+        if "event" in only and path.with_suffix(".dat").exists():
             labels = out / "inputs" / f"{record}.csv"
             labels.parent.mkdir(parents=True, exist_ok=True)
             labels.write_text(beats(path))
             known = ("--labels", str(labels), "--label-until", str(UNTIL))
-            found.append((out / f"told-{record}", [str(path), *known, "--label-delay", str(DELAY)]))
+            found.append((out / f"ecg-{record}", [str(path), *known, "--label-delay", str(DELAY)]))
+    traffic = data / "traffic/metro_interstate_i94.csv.gz"
+    if "alarm" in only and traffic.exists():
+        columns = ("--columns", "traffic_volume", "--time-column", "date_time")
+        found.append((out / "traffic", [str(traffic), *columns]))
     return found
 
 
@@ -113,10 +113,10 @@ def replay(job: tuple[Path, list[str]]) -> None:
     print(f"{folder.name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
 
 
-def score(scorers: Path, out: Path, name: str, *arguments: object) -> dict:
+def score(name: str, out: Path, *arguments: object) -> dict:
     """Run a scorer; return all its numbers."""
     target = out / "scored.json"
-    command = [sys.executable, str(scorers / name), *map(str, arguments), "--json", str(target)]
+    command = [sys.executable, str(SCORERS / name), *map(str, arguments), "--json", str(target)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)}\n{ended.stdout}{ended.stderr}")
@@ -130,17 +130,17 @@ def pairs(out: Path, name: str, lines: list[str]) -> Path:
     return path
 
 
-def report(data: Path, scorers: Path, out: Path) -> list[tuple[str, str]]:
+def report(data: Path, out: Path) -> list[tuple[str, str]]:
     """Score what has been replayed; what it is, and the numbers."""
     lines: list[tuple[str, str]] = []
     for name, protocol in (("ETTh1", "etth"), ("ETTm1", "ettm")):
         if (out / f"forecast-{name}" / "done").exists():
             (result,) = (out / f"forecast-{name}").glob("*.npz")
-            found = score(scorers, out, "score_forecast.py", result, "--protocol", protocol)
+            found = score("score_forecast.py", out, result, "--protocol", protocol)
             mse = " / ".join(f"{found['horizons'][step]['mse']:.4f}" for step in STEPS)
             lines.append((f"{name}, MSE at {'/'.join(STEPS)}", mse))
     if (out / "nab" / "done").exists():
-        found = score(scorers, out, "score_nab.py", out / "nab", "--nab", data / "nab")
+        found = score("score_nab.py", out, out / "nab", "--nab", data / "nab")
         text = " / ".join(f"{profile['score']:.1f}" for profile in found.values())
         lines.append((f"NAB, {' / '.join(found)}", text))
     every: list[str] = []
@@ -152,29 +152,34 @@ def report(data: Path, scorers: Path, out: Path) -> list[tuple[str, str]]:
             ]
             every += some
             chosen = pairs(out, group, some)
-            found = score(scorers, out, "score_anomaly.py", "--pairs", chosen, "--tail")
+            found = score("score_anomaly.py", out, "--pairs", chosen, "--tail")
             lines.append((f"{group} ({len(some)}), VUS-PR", f"{found['mean']['vus_pr']:.3f}"))
     if every:
-        found = score(
-            scorers, out, "score_anomaly.py", "--pairs", pairs(out, "all", every), "--tail"
-        )
+        found = score("score_anomaly.py", out, "--pairs", pairs(out, "all", every), "--tail")
         pooled = found["one threshold"]["auc_pr"]
         lines.append((f"one threshold over {len(every)}, average precision", f"{pooled:.3f}"))
-    for kind, what in (("plain", "without labels"), ("told", f"labels up to {UNTIL:.0f} s")):
-        some = [
-            f"{next((out / f'{kind}-{n}').glob('*.npz'))},{data / 'ecg/mitdb' / n}"
-            for n in RECORDS
-            if (out / f"{kind}-{n}" / "done").exists()
-        ]
-        if some:
-            ventricular = ("--symbols", "V,E", "--ignore", "F,Q,/,f", "--from", UNTIL)
-            chosen = pairs(out, kind, some)
-            found = score(scorers, out, "score_events.py", "--pairs", chosen, *ventricular)
-            for path, one in [*found["results"].items(), ("gross", found.get("gross", {}))]:
-                if one:
-                    numbers = {k: v for k, v in one.items() if isinstance(v, float)}
-                    text = ", ".join(f"{k} {v:.3f}" for k, v in numbers.items())
-                    lines.append((f"{what}: {Path(path).stem}", text))
+    some = [
+        f"{next((out / f'ecg-{n}').glob('*.npz'))},{data / 'ecg/mitdb' / n}"
+        for n in RECORDS
+        if (out / f"ecg-{n}" / "done").exists()
+    ]
+    ventricular = ("--symbols", "V,E", "--ignore", "F,Q,/,f", "--from", UNTIL)
+    for use in ("score", "event") if some else ():
+        chosen = ("--pairs", pairs(out, "ecg", some), "--use", use)
+        found = score("score_events.py", out, *chosen, *ventricular)
+        for path, one in [*found["results"].items(), ("gross", found.get("gross", {}))]:
+            if one:
+                fixed = one["at_threshold"]
+                text = f"average precision {one['average_precision']:.3f}"
+                text += f", F1 {fixed['f1']:.3f}" if fixed else ""
+                lines.append((f"{Path(path).stem}, {use} after {UNTIL:.0f} s", text))
+    for folder in ("forecast-ETTh1", "forecast-ETTm1", "traffic"):
+        if (out / folder / "done").exists():
+            (result,) = (out / folder).glob("*.npz")
+            found = score("score_alarms.py", out, result, "--target", "1/day")["results"]
+            (one,) = found.values()
+            text = ", ".join(f"{k} {one[k]:.3f}" for k in ("ratio", "power"))
+            lines.append((f"{result.stem}, alarms at 1/day", text))
     return lines
 
 
@@ -182,14 +187,13 @@ def main() -> None:
     """Read the options, replay and score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("scorers", type=Path)
     parser.add_argument("--save", type=Path, required=True)
-    parser.add_argument("--only", default="forecast,nab,anomaly,event,label")
+    parser.add_argument("--only", default="forecast,nab,anomaly,event,alarm")
     args = parser.parse_args()
     args.save.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(replay, jobs(args.data, args.save, set(args.only.split(",")))))
-    for name, text in report(args.data, args.scorers, args.save):
+    for name, text in report(args.data, args.save):
         print(f"{name:45} {text}")
 
 
