@@ -31,7 +31,8 @@ def forecasts(values, settings, learns):
     def block(params, bank, rows):
         def one(bank, x):
             state = ring.of_stream(bank, jnp.int32(0))
-            state, _ = model.step(params, state, x, jnp.ones_like(x), level)
+            seen = jnp.isfinite(x).astype(jnp.float32)
+            state, _ = model.step(params, state, jnp.nan_to_num(x), seen, level)
             return ring.with_stream(bank, jnp.int32(0), state), state.made[:, : len(KINDS)]
 
         return jax.lax.scan(one, bank, rows)
