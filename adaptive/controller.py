@@ -291,7 +291,7 @@ class Controller:
         """Take one gradient step on the matured feedback of a stream.
 
         Returns:
-            Whether it landed; a step that is not finite changes nothing.
+            Whether it landed: it was finite, and the encoder did not go back to its anchor.
         """
         self.due[stream] = 0
         return self.engine.learn(stream)

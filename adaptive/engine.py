@@ -18,7 +18,7 @@ from adaptive.model import Shape
 from adaptive.programs import Programs, start
 from adaptive.settings import EXPERTS, KINDS, Level, Model
 
-ORIGINS = 8  # moments that one gradient step learns from
+ORIGINS = 32  # moments that one gradient step learns from
 
 
 class Engine:
@@ -38,7 +38,7 @@ class Engine:
             channels, s.horizon_samples, s.memory_samples, s.window_samples, s.dim, s.heads, ORIGINS
         )
         self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
-        self.momenta, self.bank = jax.jit(start, static_argnums=(1, 2))(
+        self.learned, self.bank = jax.jit(start, static_argnums=(1, 2))(
             self.params, self.shape, streams
         )
         self.programs = Programs(self.shape, s.ladder(), streams, s.learn_every_samples > 0)
@@ -68,7 +68,7 @@ class Engine:
         Yields:
             The name of each program when it is ready.
         """
-        yield from self.programs.compile(self.params, self.momenta, self.bank, levels)
+        yield from self.programs.compile(self.params, self.learned, self.bank, levels)
 
     def take_programs(self, other: "Engine") -> None:
         """Use what another engine of the same shape has compiled.
@@ -86,7 +86,7 @@ class Engine:
 
     def learn_cost(self) -> float:
         """Measure, on copies, what a gradient step costs [s]; 0 if none are taken."""
-        return self.programs.learn_cost(self.params, self.momenta, self.bank)
+        return self.programs.learn_cost(self.params, self.learned, self.bank)
 
     def run(
         self, level: int, block: Float[np.ndarray, "block inputs"], count: int
@@ -108,14 +108,14 @@ class Engine:
         """Take one gradient step on the matured feedback of a stream.
 
         Returns:
-            Whether it landed; a step that is not finite changes nothing.
+            Whether it landed: it was finite, and the encoder did not go back to its anchor.
         """
         if self.programs.learn is None:
             raise RuntimeError(
                 "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
             )
-        self.params, self.momenta, self.bank, report = self.programs.learn(
-            self.params, self.momenta, self.bank, np.int32(stream)
+        self.params, self.learned, self.bank, report = self.programs.learn(
+            self.params, self.learned, self.bank, np.int32(stream)
         )
         return bool(np.asarray(report.landed))
 
@@ -138,10 +138,10 @@ class Engine:
         leaves = [
             jax.device_put(arrays[jax.tree_util.keystr(path)], may_alias=False) for path, _ in paths
         ]
-        self.params, self.momenta, self.bank = jax.tree.unflatten(form, leaves)
+        self.params, self.learned, self.bank = jax.tree.unflatten(form, leaves)
 
     def _trees(self) -> tuple:
-        return self.params, self.momenta, self.bank
+        return self.params, self.learned, self.bank
 
     async def beside(self, name: str, *args: Any) -> Any:
         """Call a method as one in another process is called; here everything waits for it."""

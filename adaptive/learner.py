@@ -1,33 +1,55 @@
-"""Online gradient updates of the attention parameters, from matured feedback.
+"""Online gradient updates of the attention parameters, from matured feedback, in a safe shell.
 
 A step learns from one stream: the encoder from the errors that the trunk made at the newest
 moments whose whole horizon is known, recall from the slopes that were gathered since its last
 step. Steps are bounded (Huber loss, clipped norm, Adam), a step that is not finite never lands,
-and keys and values in every cache are made anew afterwards.
+recall's penalties stay within a factor of their first values, and keys and values in every cache
+are made anew afterwards.
+
+An anchor stands beside the encoder: the parameters that were last found good. Before each step
+both are judged on the same matured moments, which neither has learned from. If in the mean the
+encoder that learns is better it becomes the anchor; if it is clearly worse it goes back to it.
 
 References:
-    Huber 1964 for the loss; Kingma & Ba, Adam, 2015, by way of Optax.
+    Huber 1964 for the loss; Kingma & Ba, Adam, 2015, by way of Optax. Dawid, Present position and
+    potential developments: the prequential approach, 1984, for judging before learning.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import analogues, attention, ring
-from adaptive.model import Params, Shape, State
+from adaptive import analogues, attention, model, ring
+from adaptive.model import Params, Shape
 
-LEARNING_RATE = 1e-3
+Tree = TypeVar("Tree")  # of arrays
+
+LEARNING_RATE = 6e-4
+HUBER = 4.0  # [standard deviations] beyond it errors count linearly
 LARGEST_STEP = 1.0  # norm of a gradient; a longer one is cut
+REACH = 2.1  # that the logarithm of a penalty may move: a factor of 8
+JUDGED = 64  # steps that a judgement takes, at least, and the memory of its means
+WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much goes back
+
+
+class State(NamedTuple):
+    """What a learner remembers beside the parameters."""
+
+    momenta: optax.OptState
+    anchor: attention.Params
+    usual: Float[Array, ""]  # discounted mean of the anchor's loss
+    excess: Float[Array, ""]  # and of what the encoder's was more
+    steps: Int[Array, ""]  # since the anchor and the encoder were the same
 
 
 class Report(NamedTuple):
     """What became of a step."""
 
     loss: Float[Array, ""]  # Huber, of the encoder, before the step [variances]
-    landed: Bool[Array, ""]  # else it was not finite, and nothing changed
+    landed: Bool[Array, ""]  # else it was not finite and changed nothing, or the encoder went back
 
 
 def optimiser() -> optax.GradientTransformation:
@@ -35,7 +57,13 @@ def optimiser() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(LARGEST_STEP), optax.adam(LEARNING_RATE))
 
 
-def loss(params: attention.Params, state: State, shape: Shape) -> Float[Array, ""]:
+def init(params: Params) -> State:
+    """Nothing learned: the parameters are their own anchor."""
+    zero = jnp.float32(0.0)
+    return State(optimiser().init(params), params.encoder, zero, zero, jnp.int32(0))
+
+
+def loss(params: attention.Params, state: model.State, shape: Shape) -> Float[Array, ""]:
     """Huber loss of the encoder against the trunk's errors after the newest matured moments.
 
     Args:
@@ -55,42 +83,93 @@ def loss(params: attention.Params, state: State, shape: Shape) -> Float[Array, "
     target = errors.rows[errors.stream, 0, origins].astype(jnp.float32)
     got = attention.encode_window(params, inputs, seen, window=shape.window, heads=shape.heads)
     known = seen[-shape.origins :, None]
-    return jnp.sum(known * optax.huber_loss(got, target.reshape(got.shape))) / (
+    return jnp.sum(known * optax.huber_loss(got, target.reshape(got.shape), delta=HUBER)) / (
         jnp.maximum(jnp.sum(known), 1.0) * got.shape[1]
     )
 
 
 def step(
     params: Params,
-    momenta: optax.OptState,
-    bank: State,
+    learned: State,
+    bank: model.State,
     stream: Int[Array, ""],
     shape: Shape,
-) -> tuple[Params, optax.OptState, State, Report]:
+) -> tuple[Params, State, model.State, Report]:
     """Take one gradient step on the feedback of one stream.
 
     Args:
         params: Shared by the bank.
-        momenta: The state of `optimiser`.
+        learned: From `init`, or the step before.
         bank: All streams, on a leading axis.
         stream: Which stream to learn from.
         shape: Of the model, static.
 
     Returns:
-        Parameters, momenta and bank after the step, and a report. The caches are consistent with
+        Parameters, learner and bank after the step, and a report. The caches are consistent with
         the parameters that are returned.
     """
     row = ring.of_stream(bank, stream)
     value, slope = jax.value_and_grad(loss)(params.encoder, row, shape)
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
-    updates, moved = optimiser().update(slopes, momenta, params)
-    stepped = optax.apply_updates(params, updates)
+    updates, moved = optimiser().update(slopes, learned.momenta, params)
+    stepped = bounded(optax.apply_updates(params, updates))
     numbers = jax.tree.leaves((value, slopes, stepped))
-    landed = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
-    params, momenta = (
-        jax.tree.map(lambda new, old: jnp.where(landed, new, old), new, old)
-        for new, old in ((stepped, params), (moved, momenta))
-    )
+    finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
+    judged, goes_back = judge(learned, params.encoder, value, loss(learned.anchor, row, shape))
+    stepped = stepped._replace(encoder=chosen(goes_back, judged.anchor, stepped.encoder))
+    moved = chosen(goes_back, optimiser().init(params), moved)
+    params = chosen(finite, stepped, params)
+    learned = chosen(finite, judged._replace(momenta=moved), learned)
     cache = attention.reproject(params.encoder, bank.cache)
     bank = bank._replace(cache=cache, slope=bank.slope.at[stream].set(0.0))
-    return params, momenta, bank, Report(value, landed)
+    return params, learned, bank, Report(value, finite & ~goes_back)
+
+
+def bounded(params: Params) -> Params:
+    """Keep recall's penalties within reach of their first values."""
+    near = jax.tree.map(
+        lambda one, first: jnp.clip(one, first - REACH, first + REACH),
+        params.recall,
+        analogues.init_params(),
+    )
+    return params._replace(recall=near)
+
+
+def judge(
+    learned: State,
+    encoder: attention.Params,
+    value: Float[Array, ""],
+    anchors: Float[Array, ""],
+) -> tuple[State, Bool[Array, ""]]:
+    """Weigh an encoder against its anchor.
+
+    Args:
+        learned: What was found before.
+        encoder: As it was judged.
+        value: Its loss.
+        anchors: The anchor's loss on the same moments.
+
+    Returns:
+        What is known now, with the encoder as the anchor if it is better; and whether it has to go
+        back to the anchor.
+    """
+    steps = learned.steps + 1
+    rate = jnp.maximum(1.0 / steps, 1.0 / JUDGED)
+    usual = learned.usual + rate * (anchors - learned.usual)
+    excess = learned.excess + rate * (value - anchors - learned.excess)
+    enough = steps >= JUDGED
+    better, worse = enough & (excess < 0), enough & (excess > WORSE * usual)
+    anew = better | worse
+    state = State(
+        learned.momenta,
+        chosen(better, encoder, learned.anchor),
+        jnp.where(anew, 0.0, usual),
+        jnp.where(anew, 0.0, excess),
+        jnp.where(anew, 0, steps),
+    )
+    return state, worse
+
+
+def chosen(which: Bool[Array, ""], one: Tree, other: Tree) -> Tree:
+    """The one tree of arrays, or the other."""
+    return jax.tree.map(lambda a, b: jnp.where(which, a, b), one, other)

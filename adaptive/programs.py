@@ -17,8 +17,8 @@ from adaptive.settings import BLOCK, Level
 
 
 def start(params, shape, streams):
-    """Momenta and bank before the first sample."""
-    return learner.optimiser().init(params), model.bank(params, shape, streams)
+    """Learner and bank before the first sample."""
+    return learner.init(params), model.bank(params, shape, streams)
 
 
 def run(params, bank, block, count, *, level):
@@ -73,7 +73,7 @@ class Programs:
         self.learn: Callable | None = None
 
     def compile(
-        self, params: Any, momenta: Any, bank: Any, levels: Sequence[int] | None
+        self, params: Any, learned: Any, bank: Any, levels: Sequence[int] | None
     ) -> Iterator[str]:
         """Compile, two programs at a time; yield the name of each when it is ready."""
         levels = range(len(self.levels)) if levels is None else levels
@@ -83,7 +83,7 @@ class Programs:
             jobs[i] = jitted.lower(params, bank, self.no_block(), np.int32(1)).compile
         if self.learns:
             jitted = jax.jit(partial(learner.step, shape=self.shape), donate_argnums=2)
-            jobs["learn"] = jitted.lower(params, momenta, bank, np.int32(0)).compile
+            jobs["learn"] = jitted.lower(params, learned, bank, np.int32(0)).compile
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}
             for name, future in compiled.items():
@@ -119,14 +119,14 @@ class Programs:
             costs.append(cost)
         return costs
 
-    def learn_cost(self, params: Any, momenta: Any, bank: Any, repeats: int = 5) -> float:
+    def learn_cost(self, params: Any, learned: Any, bank: Any, repeats: int = 5) -> float:
         """Measure what a gradient step costs [s], on copies; 0 if none are taken."""
         if self.learn is None:
             return 0.0
         bank, laps = jax.tree.map(jnp.copy, bank), []
         for _ in range(repeats):
             begin = time.perf_counter()
-            _, _, bank, report = self.learn(params, momenta, bank, np.int32(0))
+            _, _, bank, report = self.learn(params, learned, bank, np.int32(0))
             jax.block_until_ready(report)
             laps.append(time.perf_counter() - begin)
         return float(np.median(laps))

@@ -81,7 +81,8 @@ def test_the_loss_is_the_huber_loss_after_the_newest_moments_that_have_matured()
                     cache = write(params.encoder, cache, jnp.int32(k), row)
             out, _ = encode(params.encoder, cache, jnp.int32(n))
             off = np.abs(np.asarray(out, np.float64) - errors[n].ravel())
-            parts.append(np.where(off < 1, 0.5 * off**2, off - 0.5))
+            most = learner.HUBER
+            parts.append(np.where(off < most, 0.5 * off**2, most * (off - 0.5 * most)))
         assert got == pytest.approx(np.mean(parts), rel=1e-4)
 
 
@@ -117,13 +118,13 @@ def test_the_gradient_is_the_finite_difference_of_the_loss():
 @pytest.mark.slow
 def test_learning_lowers_the_loss_where_there_is_something_to_learn():
     params = random_params(3)
-    momenta = learner.optimiser().init(params)
+    learned = learner.init(params)
     before, after = [], []
     banks = [fed(params, 40, seed=k)[0] for k in range(25)]
     for k in range(200):
         # A step looks at inputs and errors alone, so keys of other parameters do no harm.
         bank = banks[k % 25]
-        params, momenta, _, report = step(params, momenta, bank, jnp.int32(1))
+        params, learned, _, report = step(params, learned, bank, jnp.int32(1))
         assert bool(report.landed)
         (before if k < 25 else after).append(float(report.loss))
     assert np.mean(after[-25:]) < 0.7 * np.mean(before)
@@ -132,9 +133,9 @@ def test_learning_lowers_the_loss_where_there_is_something_to_learn():
 def test_after_a_step_all_caches_are_as_if_made_with_the_new_parameters():
     params = random_params(4)
     bank, inputs, _ = fed(params, 40)
-    momenta = learner.optimiser().init(params)
+    learned = learner.init(params)
     bank = bank._replace(slope=jnp.ones_like(bank.slope))
-    moved, _, after, report = step(params, momenta, bank, jnp.int32(1))
+    moved, _, after, report = step(params, learned, bank, jnp.int32(1))
     assert bool(report.landed)
     change = apart(moved, params)
     assert 0 < change < 1.0  # a bounded step
@@ -159,7 +160,7 @@ def apart(a, b):
 @pytest.mark.parametrize("where", ["slope", "errors", "inputs"])
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_lands(poison, where):
     params = random_params(5)
-    momenta = learner.optimiser().init(params)
+    learned = learner.init(params)
     clean, _, _ = fed(params, 40)
     bank = clean
     if where == "slope":
@@ -171,15 +172,54 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_lands(poison
         length = bank.cache.inputs.length
         rows = bank.cache.inputs.rows.at[1, :, 36 % length].set(poison)
         bank = bank._replace(cache=bank.cache._replace(inputs=ring.Ring(rows)))
-    stayed, kept, after, report = step(params, momenta, bank, jnp.int32(1))
+    stayed, kept, after, report = step(params, learned, bank, jnp.int32(1))
     assert not bool(report.landed)
     for a, b in zip(
-        jax.tree.leaves((stayed, kept)), jax.tree.leaves((params, momenta)), strict=True
+        jax.tree.leaves((stayed, kept)), jax.tree.leaves((params, learned)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(after.slope[1], 0.0)
     again = clean._replace(slope=after.slope)
     assert bool(step(stayed, kept, again, jnp.int32(1))[3].landed)
+
+
+def test_an_encoder_that_is_clearly_worse_goes_back_and_one_that_is_better_becomes_the_anchor():
+    good, bad = random_params(6), random_params(7)
+    good = good._replace(encoder=good.encoder._replace(head=0 * good.encoder.head))
+    banks = [fed(good, 40, learnable=False, seed=k)[0] for k in range(8)]
+    # On noise nothing can be foreseen: silence is better than what a random encoder says.
+    for begun, anchor, goes_back in ((bad, good, True), (good, bad, False)):
+        params, learned = begun, learner.init(anchor)
+        for k in range(learner.JUDGED):
+            # Each time as it was, or it would learn silence.
+            params = begun
+            params, learned, _, report = step(params, learned, banks[k % 8], jnp.int32(1))
+            last = k == learner.JUDGED - 1
+            assert bool(report.landed) == (not (goes_back and last))
+        assert apart(learned.anchor, good.encoder) == 0
+        assert int(learned.steps) == 0
+        if goes_back:
+            assert apart(params.encoder, good.encoder) == 0
+            assert apart(learned.momenta, learner.init(good).momenta) == 0
+
+
+def test_a_judgement_takes_its_time():
+    good, bad = random_params(6), random_params(7)
+    bank = fed(good, 40, learnable=False)[0]
+    params, learned = bad, learner.init(good)
+    for _ in range(learner.JUDGED - 1):
+        params, learned, _, report = step(params, learned, bank, jnp.int32(1))
+        assert bool(report.landed)
+    assert int(learned.steps) == learner.JUDGED - 1
+
+
+def test_penalties_stay_within_reach_of_their_first_values():
+    params = random_params(8)
+    far = params.recall._replace(sharpness=params.recall.sharpness + 50, age=params.recall.age - 50)
+    got = learner.bounded(params._replace(recall=far)).recall
+    first = analogues.init_params()
+    np.testing.assert_allclose(got.sharpness - first.sharpness, learner.REACH, rtol=1e-5)
+    assert float(got.age - first.age) == pytest.approx(-learner.REACH)
 
 
 LEVEL = Level("recall", memory=512, window=0, heads=0)

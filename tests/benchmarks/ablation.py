@@ -38,13 +38,13 @@ def forecasts(values, settings, learns):
         return jax.lax.scan(one, bank, rows)
 
     step = jax.jit(lambda p, m, b: learner.step(p, m, b, jnp.int32(0), shape))
-    params, momenta, bank, made = engine.params, engine.momenta, engine.bank, []
+    params, learned, bank, made = engine.params, engine.learned, engine.bank, []
     rows = jnp.asarray(values - values[0], jnp.float32)
     for first in range(0, len(rows) - EVERY + 1, EVERY):
         bank, out = block(params, bank, rows[first : first + EVERY])
         made.append(np.asarray(out))
         if learns:
-            params, momenta, bank, _ = step(params, momenta, bank)
+            params, learned, bank, _ = step(params, learned, bank)
     return np.concatenate(made)
 
 
