@@ -112,7 +112,7 @@ def step(
     value, slope = jax.value_and_grad(loss)(params.encoder, row, shape)
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     updates, moved = optimiser().update(slopes, learned.momenta, params)
-    stepped = bounded(optax.apply_updates(params, updates))
+    stepped = bounded(jax.tree.map(jnp.add, params, updates))
     numbers = jax.tree.leaves((value, slopes, stepped))
     finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
     judged, goes_back = judge(learned, params.encoder, value, loss(learned.anchor, row, shape))
