@@ -38,6 +38,7 @@ BURN_IN = 300  # [samples] before anything alarms
 OUTSIDE = 0.05  # of the range
 TRACK = 0.1  # step of the threshold
 FIRST_THRESHOLD = 8.0  # [spreads above the median]
+LONGEST = 10.0  # usual intervals that the time between two samples counts for
 MOST_REST = 0.05  # of the asked-for time between two alarms
 NOTABLE = 4.0  # [deviations]; of 9 rules compared on NAB's files the best
 RANGE_STRENGTH = 8.0
@@ -209,9 +210,11 @@ class Calibration:
             dismissed: Asked of what would be an alarm: whether an operator has dismissed the like.
                 It is not raised then, but counts as one, or weaker ones would come in its place.
         """
-        if 0 < time - self.time < inf:
+        gap = time - self.time
+        if 0 <= gap < inf:
             rate = max(1.0 / max(self.seen, 1), 0.001)
-            self.interval += rate * (time - self.time - self.interval)
+            most = LONGEST * self.interval or inf  # what was not observed earns no alarms
+            self.interval += rate * (min(gap, most) - self.interval)
         self.time = time
         self.seen += 1
         strength = max(self._likelihood(surprise.relative), self._range(values))

@@ -67,6 +67,17 @@ def test_in_the_long_run_as_many_alarms_come_as_were_asked_for(name, rest):
     assert np.mean(alarms[5000:]) == pytest.approx(asked, rel=0.1)
 
 
+def test_rows_of_one_time_and_a_long_gap_do_not_move_the_alarm_rate():
+    rng = np.random.default_rng(21)
+    hours = np.repeat(np.arange(30_000.0), rng.integers(1, 3, size=30_000))  # every other one twice
+    hours[20_000:] += 7000.0  # ten months of nothing
+    calibration, alarms = Calibration(2.0, 5), 0
+    for hour, x in zip(hours.tolist(), rng.lognormal(size=len(hours)), strict=True):
+        surprise = calibration.rank(0, [float(x)])
+        alarms += calibration.judge(3600 * hour, [0.0], 0, surprise).alarm
+    assert alarms == pytest.approx(2.0 * 30_000 / 24, rel=0.05)
+
+
 def test_no_alarm_comes_where_none_is_asked_for_but_what_was_there_before_the_threshold_moved():
     surprises = np.random.default_rng(4).exponential(size=3000)
     assert sum(v.alarm for v in judged(Calibration(0.0, 100), surprises)) <= 1

@@ -137,7 +137,7 @@ def report(data: Path, out: Path) -> list[tuple[str, str]]:
         if (out / f"forecast-{name}" / "done").exists():
             (result,) = (out / f"forecast-{name}").glob("*.npz")
             found = score("score_forecast.py", out, result, "--protocol", protocol)
-            mse = " / ".join(f"{found['horizons'][step]['mse']:.4f}" for step in STEPS)
+            mse = " / ".join(f"{found['horizons'][step]['forecast']['mse']:.4f}" for step in STEPS)
             lines.append((f"{name}, MSE at {'/'.join(STEPS)}", mse))
     if (out / "nab" / "done").exists():
         found = score("score_nab.py", out, out / "nab", "--nab", data / "nab")
