@@ -64,8 +64,3 @@ def test_forecasts_of_hourly_loads_are_good(data):
 
 def test_anomalies_of_a_pump_are_found(data):
     assert vus_pr(data, [f"skab/{n}" for n in (0, 1, 2, 3)]) > 0.7
-
-
-def test_an_anomaly_of_a_pulse_is_found(data):
-    names = [name for name in quality.anomalies(data) if name.startswith("ucr/136")]
-    assert vus_pr(data, names) > 0.95
