@@ -25,6 +25,7 @@ STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, depart
 RIDGE = 0.02  # of the gains, against the variance of the residual
 SEASON_EVERY = 64  # [samples] between two looks for the season
 SLOPES = analogues.PARAMETERS  # whose slopes are kept
+MOST = 4.0  # usual errors of the trunk that a correction counts for
 SHORTEST = 24  # [samples] of the mean that forecasts are compared without
 
 
@@ -52,8 +53,8 @@ class State(NamedTuple):
 
     count: Int[Array, ""]  # number of the newest sample; -1 before the first
     season: Int[Array, ""]  # [samples]
-    mean: Float[Array, " channels"]
-    variance: Float[Array, " channels"]
+    mean: Float[Array, " channels"]  # of all values, for what is strange
+    variance: Float[Array, " channels"]  # of all; forecasters go by that in `glitch`
     values: ring.Ring | ring.View  # (channels,)
     seen: ring.Ring | ring.View  # (channels,) 1 where measured
     glitch: glitch.State
@@ -354,6 +355,9 @@ def step(
         by_encoder = out.reshape(horizon, channels)
 
     gain = gains(state.moments)
+    most = MOST * jnp.sqrt(state.loss[TRUNK])  # or one outlier that is recalled would cost most
+    by_recall = by_recall.at[0].set(jnp.clip(by_recall[0], -most, most))
+    by_encoder = jnp.clip(by_encoder, -most, most)
     corrected = jnp.stack(
         (
             foreseen,

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 LONG = 8192  # [samples] of the running mean and standard deviation
 BURN_IN = 32  # [samples] before outliers are cut
-SPIKE = 100.0  # [standard deviations] there; at 10 channels of rare spikes would seem to be quiet
+SPIKE = 30.0  # [standard deviations] there; at 10 channels of rare spikes would seem to be quiet
 LEVEL = 96  # [samples] of the mean whose departure from the long one is watched
 FIRST_LEVEL = 50  # samples before that
 FARTHEST = 100.0  # [variances] squared departures of a channel are cut there

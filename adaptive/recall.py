@@ -106,9 +106,9 @@ def compare(
     apart = ((then - now) / unit(far, deviation)) ** 2
     there = jnp.sum(both, axis=1)
     scales = (*SCALES, SEASON_SCALE)[: far.distance.shape[0]]
-    near, rest = (jnp.sum(jnp.minimum(apart, cut) * both, axis=1) for cut in (FARTHEST, SEASON_CUT))
-    slow = jnp.array([scale == SEASON_SCALE for scale in scales])[:, None]
-    apart = jnp.where(slow, rest, near) / jnp.maximum(there, 1.0)
+    cuts = [SEASON_CUT if scale == SEASON_SCALE else FARTHEST for scale in scales]
+    total = {cut: jnp.sum(jnp.minimum(apart, cut) * both, axis=1) for cut in set(cuts)}
+    apart = jnp.stack([total[cut] for cut in cuts]) / jnp.maximum(there, 1.0)
     there = jnp.minimum(there, 1.0)
     rate = 1.0 / jnp.asarray(scales, jnp.float32)[:, None]
     distance = far.distance[:, beyond:] * (1 - rate) + rate * (apart * there)

@@ -35,7 +35,7 @@ class Counters:
         alarms: Alarms raised.
         dismissed: Samples that would have raised one, had the like not been dismissed.
         learn_steps: Learning steps that landed.
-        learn_rejected: Learning steps thrown away, not finite or too large.
+        learn_rejected: Learning steps undone: not finite, or the encoder went back to its anchor.
         levels: Answers by level, -1 for the mandatory answer alone.
         newest: The highest sequence number so far; -1 before the first.
         newest_time: [s] the sample clock's time of that.

@@ -13,21 +13,26 @@ LAGS = experts.reach(HORIZON)
 LEVEL, SEASON = (0.5, -1.0), 8
 
 
-def seen_at(window, n, scale):
+def seen_at(window, n, scale, since=drift.NEVER):
     """What the experts see at sample `n`: levels and the season do not matter to the algebra."""
     ones = jnp.ones(CHANNELS, jnp.float32)
     phase = (n % SEASON) / jnp.float32(SEASON)
     level, mean = jnp.asarray(LEVEL, jnp.float32), 0.1 * ones
-    return experts.Recent(window, mean, scale * ones, level, phase, jnp.int32(SEASON), drift.init())
+    change = drift.State(jnp.float32(0.0), jnp.int32(since))
+    return experts.Recent(window, mean, scale * ones, level, phase, jnp.int32(SEASON), change)
 
 
 @jax.jit
-def trained(values, known, scale):
-    """Take a whole stream [T, C] through the trunk; return it after every sample."""
+def trained(values, known, scale, changed=drift.NEVER):
+    """Take a whole stream [T, C] through the trunk; return it after every sample.
+
+    It is told of a change at row `changed`.
+    """
     held = jnp.concatenate((jnp.broadcast_to(values[0], (LAGS, CHANNELS)), values))
 
     def one(state, n):
-        recent = seen_at(lax.dynamic_slice_in_dim(held, n + 1, LAGS), n, scale)
+        since = jnp.where(n >= changed, n - changed + drift.FRESH, drift.NEVER)
+        recent = seen_at(lax.dynamic_slice_in_dim(held, n + 1, LAGS), n, scale, since)
         past = held[LAGS + n - 1 - jnp.arange(HORIZON)]
         there = known[n] * (jnp.arange(HORIZON) < n)[:, None]
         state = experts.step(state, n, recent, past, there)
@@ -117,6 +122,22 @@ def test_a_truth_that_is_missing_teaches_nothing(stream):
     for one, learned in zip(silent, before, strict=True):
         np.testing.assert_array_equal(one[:300], learned[:300])
         assert (np.asarray(one[300:]) == np.asarray(one[299])).all()
+
+
+def test_after_a_change_the_fast_forecaster_is_soon_that_of_the_new_stream():
+    rng, change = np.random.default_rng(5), 1500
+    values = np.zeros((change + 400, CHANNELS))
+    for n in range(2, len(values)):
+        first, second = (1.6, -0.8) if n < change else (0.3, -0.6)
+        values[n] = first * values[n - 1] + second * values[n - 2] + rng.normal(0, 1, CHANNELS)
+    # The weights of lags 1 and 0 in the change of channel 0, against what they should be.
+    at = 1 + 2 * experts.HARMONICS + np.array([CHANNELS, 0])
+    values, known = values.astype(np.float32), np.ones((len(values), CHANNELS), np.float32)
+    off = []
+    for told in (change + 20, drift.NEVER):
+        _, (_, _, fast) = trained(values, known, SCALE, told)
+        off.append(np.abs(np.asarray(fast)[-1, at, 0, 0] - (-0.6, -0.7)).max())
+    assert off[0] < 0.4 < 0.8 < off[1]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7, 38, 59, 60, 500])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import model, settings
+from adaptive import drift, model, settings
 from adaptive.controller import Controller
 from adaptive.settings import Model
 
@@ -213,3 +213,20 @@ def test_gains_lie_between_none_and_the_whole_correction_whatever_the_moments():
     got = np.asarray(jax.jit(model.gains)(moments))
     assert np.isfinite(got).all()
     assert ((got >= 0) & (got <= 1)).all()
+
+
+def test_after_a_change_losses_are_those_of_the_new_stream(fresh):
+    rng, change = np.random.default_rng(3), 1200
+    values = 0.1 * rng.normal(size=(change + 80, CHANNELS))
+    values[change:] *= 8.0
+    controller = fresh()
+    answers(controller, values, levels=0)
+    bank = jax.tree.map(np.asarray, controller.engine.bank)
+    since = int(bank.drift.since[0])
+    assert drift.FRESH <= since < drift.FRESH + 80
+    error = (values[1:] - values[:-1]) ** 2 / bank.glitch.variance[0]
+    new = error[change:].mean()
+    loss = bank.loss[0, settings.KINDS.index("persistence"), 0].mean()
+    assert 0.5 * new < loss < 1.5 * new
+    # As an average of all samples it would be far from there.
+    assert error.mean() < 0.2 * new
