@@ -9,19 +9,23 @@ than the nearest dismissed one, at each length,
 
 and the weights are a logistic regression on what each label found in the memory before it was
 written there itself, which is as good as leaving it out. Both kinds of label count alike in all,
-however many there are: operators look at few events and dismiss many. No learning rate.
+however many there are: operators look at few events and dismiss many. No learning rate. People
+err: a label is doubted while its moment lies among those of the other kind, as near to them as they
+are to each other and nearer than to its own; then it neither speaks nor teaches.
 
 References:
     Snell et al., Prototypical networks, 2017, with the nearest prototype instead of their mean:
     of a kind that has several forms the mean is none of them. Firth 1993 for a prior in place of
-    infinite weights where the kinds can be told apart without error.
+    infinite weights where the kinds can be told apart without error. Wilson, Asymptotic
+    properties of nearest neighbor rules using edited data, 1972, for leaving out what its
+    neighbours contradict; Breunig et al., LOF, 2000, for near measured by how near those are to
+    each other: the first label of a kind has only strangers around it.
 """
 
 from math import exp, nan
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 POINTS = 48  # of a shape, whatever its length
 LENGTHS = (96, 192)  # [samples]; multiples of `POINTS`
@@ -36,14 +40,18 @@ FIRST_WEIGHT, HOLD = 1.0, 1.0  # prior of the weights: mean, and inverse of the 
 STEPS, CLOSE = 4, 1e-2  # of Newton's method, after each label: how many, and when it is there
 MOST = 30.0  # of a logit
 WAITING = 512  # [samples] that a label may wait for its turn
+NEIGHBOURS, AS_NEAR = 5, 1.5  # that a label is held against; and how near, relative to their own
+ARRAYS = (
+    "values",
+    "above",
+    "unit",
+    "keys",
+    "said",
+    "found",
+    "past",
+    "weights",
+)  # that outlive a restart
 STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
-
-
-class Kind(NamedTuple):
-    """What is kept of the labels of one kind, for one length of shape."""
-
-    keys: Float[np.ndarray, "labels ends numbers"]
-    square: Float[np.ndarray, "labels ends"]  # sum of the squares of each key
 
 
 class Head:
@@ -64,16 +72,16 @@ class Head:
         self.waiting: list[tuple[int, int]] = []  # labelled moments that have yet to show
         self.last = (-1, -1, -1)  # newest labelled sample, the newest learned, their label
         self.kept = max(min(KEPT, LARGEST // (POINTS * channels)), 4)
-        self.kinds = [[self._none() for _ in LENGTHS] for _ in (0, 1)]  # dismissed, confirmed
-        self.rows = np.zeros((0, 1 + len(LENGTHS)))  # what each label found
+        shape = (0, len(LENGTHS), len(ENDS), POINTS * channels)
+        self.keys = np.zeros(shape, np.float32)  # of each label that is kept, oldest first
         self.said = np.zeros(0)
+        self.found = np.zeros((0, 1 + len(LENGTHS)))  # what each of them found
+        self.apart = np.zeros((0, 0))  # distance between their moments
+        self._compare()
+        self.past = np.zeros((0, 2 + len(LENGTHS)))  # label and findings, of those without a key
+        self.learned = 0  # labels, in all
         self.weights = prior()
         self.probability = nan
-
-    @property
-    def labels(self) -> int:
-        """How many labels have been learned."""
-        return len(self.said)
 
     def observe(self, index: int, values: Float[np.ndarray, " channels"], above: float) -> float:
         """Take in a sample; return the probability of an event, NaN before the first label.
@@ -95,7 +103,7 @@ class Head:
             # One a sample, to be in time; but none may fall out of the memory.
             if moment > oldest + WAITING // 2:
                 break
-        if self.labels and self.count % EVERY == 0:
+        if self.learned and self.count % EVERY == 0:
             found = self._found(np.array([self.count - 1]))[0]
             self.probability = sigmoid(float(found @ self.weights))
         return self.probability
@@ -129,28 +137,40 @@ class Head:
         self.last = (int(indices[-1]), learned, label)
 
     def _learn(self, moment: int, label: int) -> None:
-        if not self.labels:
+        if not self.learned:
             seen = self.values[: min(self.count, len(self.values))]
             self.unit = np.maximum(seen.std(axis=0), 1e-6 * np.abs(seen).max(axis=0) + 1e-12)
         found = self._found(np.arange(moment, moment + LOOK + 1, EVERY))
         clearest = found[np.argmax(found.sum(axis=1))]
-        self.rows = np.concatenate((self.rows, clearest[None]))[-2 * KEPT :]
-        self.said = np.append(self.said, float(label))[-2 * KEPT :]
-        for i, length in enumerate(LENGTHS):
-            shapes = self._shapes(moment + np.array(ENDS), length)
-            keys, square = self.kinds[label][i]
-            self.kinds[label][i] = Kind(
-                np.concatenate((keys, shapes[None]))[-self.kept :],
-                np.concatenate((square, (shapes**2).sum(axis=1)[None]))[-self.kept :],
-            )
-        self.weights = fit(self.weights, self.rows, self.said)
+        shapes = [self._shapes(moment + np.array(ENDS), length) for length in LENGTHS]
+        self.keys = np.concatenate((self.keys, np.stack(shapes)[None]))
+        self.said = np.append(self.said, float(label))
+        self.found = np.concatenate((self.found, clearest[None]))
+        same = np.flatnonzero(self.said == label)
+        if len(same) > self.kept:
+            if self.trusted[same[0]]:
+                self.past = np.vstack((self.past, [label, *self.found[same[0]]]))[-KEPT:]
+            for name in ("keys", "said", "found"):
+                setattr(self, name, np.delete(getattr(self, name), same[0], axis=0))
+            self.apart = np.delete(np.delete(self.apart, same[0], 0), same[0], 1)
+        self.learned += 1
+        self._compare()
+        now = np.column_stack((self.said, self.found))[self.trusted]
+        said, *found = np.concatenate((self.past, now)).T
+        self.weights = fit(self.weights, np.column_stack(found), said)
 
-    def _none(self) -> Kind:
-        channels = self.values.shape[1]
-        numbers = POINTS * channels
-        return Kind(
-            np.zeros((0, len(ENDS), numbers), np.float32), np.zeros((0, len(ENDS)), np.float32)
-        )
+    def _compare(self) -> None:
+        """Find which labels to trust; of `apart` only what is new is missing."""
+        known, labels = len(self.apart), len(self.said)
+        flat = self.keys.reshape(labels, self.keys[0].size if labels else 0)
+        self.square = (self.keys**2).sum(axis=3)  # of each key
+        whole = self.square.sum(axis=(1, 2))
+        apart = np.zeros((labels, labels))
+        apart[:known, :known] = self.apart
+        least = whole[known:, None] + whole - 2 * flat[known:] @ flat.T
+        apart[known:] = np.sqrt(np.maximum(least, 0.0) / (len(LENGTHS) * len(ENDS)))
+        apart[:known, known:] = apart[known:, :known].T
+        self.apart, self.trusted = apart, ~doubted(apart, self.said)
 
     def _shapes(
         self, ends: Int[np.ndarray, " moments"], length: int
@@ -170,25 +190,21 @@ class Head:
     def _found(self, ends: Int[np.ndarray, " moments"]) -> Float[np.ndarray, "moments features"]:
         """What is recalled at some moments: 1, and for each length the log ratio of distances."""
         found = np.ones((len(ends), 1 + len(LENGTHS)))
+        kinds = [self.trusted & (self.said == kind) for kind in (0, 1)]
         for i, length in enumerate(LENGTHS):
             shapes = self._shapes(ends, length)
-            dismissed, confirmed = (distance(self.kinds[kind][i], shapes) for kind in (0, 1))
+            least = nearest(self.keys[:, i], self.square[:, i], shapes)
+            dismissed, confirmed = (
+                least[kind].min(axis=0) if kind.any() else STRANGER for kind in kinds
+            )
             found[:, 1 + i] = np.log((dismissed + SAME) / (confirmed + SAME))
         return found
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Everything that outlives a restart, as arrays."""
-        numbers = [self.count, *self.last]
+        numbers = [self.count, self.learned, *self.last]
         waiting = np.array(self.waiting, np.int64).reshape(-1, 2)
-        both = ((kind, i) for kind in (0, 1) for i, _ in enumerate(LENGTHS))
-        kinds = {f"keys.{kind}.{i}": self.kinds[kind][i].keys for kind, i in both}
-        return kinds | {
-            "values": self.values,
-            "above": self.above,
-            "unit": self.unit,
-            "rows": self.rows,
-            "said": self.said,
-            "weights": self.weights,
+        return {name: getattr(self, name) for name in ARRAYS} | {
             "waiting": waiting,
             "numbers": np.array(numbers, np.int64),
             "probability": np.array(self.probability),
@@ -196,16 +212,14 @@ class Head:
 
     def restore(self, saved: dict[str, np.ndarray]) -> None:
         """Take up where `snapshot` was made."""
-        for name in ("values", "above", "unit", "rows", "said", "weights"):
+        for name in ARRAYS:
             setattr(self, name, np.array(saved[name]))
         self.waiting = [(int(moment), int(label)) for moment, label in saved["waiting"]]
-        count, *last = (int(number) for number in saved["numbers"])
-        self.count, self.last = count, (last[0], last[1], last[2])
+        self.count, self.learned, *last = (int(number) for number in saved["numbers"])
+        self.last = (last[0], last[1], last[2])
         self.probability = float(saved["probability"])
-        for kind in (0, 1):
-            for i, _ in enumerate(LENGTHS):
-                keys = np.array(saved[f"keys.{kind}.{i}"])
-                self.kinds[kind][i] = Kind(keys, (keys**2).sum(axis=2))
+        self.apart = np.zeros((0, 0))
+        self._compare()
 
 
 def prior() -> Float[np.ndarray, " features"]:
@@ -213,17 +227,52 @@ def prior() -> Float[np.ndarray, " features"]:
     return np.array([0.0] + [FIRST_WEIGHT] * len(LENGTHS))
 
 
-def distance(
-    kind: Kind, shapes: Float[np.ndarray, "moments numbers"]
-) -> Float[np.ndarray, " moments"]:
-    """Distance to the nearest labelled moment of a kind."""
-    if not len(kind.keys):
-        return np.full(len(shapes), STRANGER)
-    keys = kind.keys.reshape(-1, shapes.shape[1])
+def nearest(
+    keys: Float[np.ndarray, "labels ends numbers"],
+    square: Float[np.ndarray, "labels ends"],
+    shapes: Float[np.ndarray, "moments numbers"],
+) -> Float[np.ndarray, "labels moments"]:
+    """Distance of some shapes to each labelled moment, where they are nearest to it."""
+    flat = keys.reshape(-1, shapes.shape[1])
     # BLAS is slow for a matrix of one column.
-    product = keys @ (shapes[0] if len(shapes) == 1 else shapes.T)
-    least = kind.square.reshape(-1, 1) - 2 * product.reshape(len(keys), -1)
-    return np.sqrt(np.maximum(least.min(axis=0) + (shapes**2).sum(axis=1), 0.0))
+    product = flat @ (shapes[0] if len(shapes) == 1 else shapes.T)
+    least = square[..., None] - 2 * product.reshape(*square.shape, len(shapes))
+    return np.sqrt(np.maximum(least.min(axis=1) + (shapes**2).sum(axis=1), 0.0))
+
+
+def doubted(
+    apart: Float[np.ndarray, "labels labels"], said: Float[np.ndarray, " labels"]
+) -> Bool[np.ndarray, " labels"]:
+    """Which labels lie among those of the other kind.
+
+    Args:
+        apart: Distance between any two.
+        said: 1 or 0.
+    """
+    labels = len(said)
+    far = np.where(np.eye(labels, dtype=bool), STRANGER, apart)
+    strangers = np.full((labels, NEIGHBOURS), STRANGER)
+
+    def around(kind: float) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest neighbours of a kind: their numbers, and their mean distance."""
+        columns = np.flatnonzero(said == kind)
+        if not len(columns):
+            return np.zeros((labels, 0), np.int64), strangers.mean(axis=1)
+        distance = far[:, columns]
+        many = min(NEIGHBOURS, len(columns))
+        order = np.argpartition(distance, many - 1, axis=1)[:, :many]
+        nearest = np.take_along_axis(distance, order, axis=1)
+        return columns[order], np.concatenate((nearest, strangers), axis=1)[:, :NEIGHBOURS].mean(1)
+
+    (dismissed, to_dismissed), (confirmed, to_confirmed) = around(0.0), around(1.0)
+    is_one = said > 0
+    own, other = np.where(is_one, (to_confirmed, to_dismissed), (to_dismissed, to_confirmed))
+    # How near those of the other kind are to each other; of a few nothing can be said.
+    usual = np.zeros(labels)
+    for these, neighbours in ((is_one, dismissed), (~is_one, confirmed)):
+        if (~these).sum() > NEIGHBOURS:
+            usual[these] = own[neighbours[these]].mean(axis=1)
+    return (other < own) & (other < AS_NEAR * usual)
 
 
 def fit(

@@ -65,9 +65,9 @@ def test_a_label_waits_until_what_follows_was_seen():
     lived(head, values[: starts[1] + 10])
     head.learn(np.array([starts[1] + 5]), 1)
     lived(head, values[starts[1] + 10 : starts[1] + 80], first=starts[1] + 10)
-    assert head.labels == 0
+    assert head.learned == 0
     lived(head, values[starts[1] + 80 : starts[1] + 95], first=starts[1] + 80)
-    assert head.labels == 1
+    assert head.learned == 1
 
 
 def test_of_a_stretch_the_strangest_sample_is_learned_and_a_few_more():
@@ -106,6 +106,46 @@ def test_the_weights_are_the_best_ones_by_another_solver(confirmed):
     np.testing.assert_allclose(weights, wanted, atol=2 * event.CLOSE)
 
 
+def clusters(rng, sizes, spread=0.1):
+    """Distances between points in clusters that lie 1 apart, and the cluster of each."""
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    points = np.eye(len(sizes))[which] + spread * rng.normal(size=(len(which), len(sizes)))
+    return np.linalg.norm(points[:, None] - points, axis=2), which
+
+
+def test_a_label_among_those_of_the_other_kind_is_doubted_whichever_it_is():
+    apart, which = clusters(np.random.default_rng(0), (40, 12))
+    turned = np.zeros(52, bool)
+    turned[[3, 17, 30, 45]] = True
+    for one in (0, 1):
+        said = np.where(turned, which != one, which == one).astype(float)
+        np.testing.assert_array_equal(event.doubted(apart, said), turned)
+
+
+def test_labels_of_their_own_place_are_not_doubted_even_the_first_of_their_kind():
+    for sizes in ((40, 1), (1, 1), (4, 3), (30, 2, 1)):
+        apart, which = clusters(np.random.default_rng(1), sizes)
+        assert not event.doubted(apart, (which > 0).astype(float)).any()
+    assert event.doubted(np.zeros((0, 0)), np.zeros(0)).shape == (0,)
+
+
+@pytest.mark.slow
+def test_one_wrong_label_in_ten_hardly_changes_what_is_found():
+    values, starts, names = stream(np.random.default_rng(9), 120)
+    wrong = np.arange(60) % 10 == 4
+    labels = [
+        (start + 200, start + 20, int((name == "up") != turned))
+        for start, name, turned in zip(starts[:60], names[:60], wrong, strict=True)
+    ]
+    head = Head(MEMORY, 1)
+    said = lived(head, values, labels)
+    np.testing.assert_array_equal(head.trusted, ~wrong)
+    strongest = np.array([said[start : start + 110].max() for start in starts[64:]])
+    is_one = names[64:] == "up"
+    assert (strongest[is_one] > 0.5).mean() > 0.95
+    assert (strongest[~is_one] > 0.5).mean() < 0.05
+
+
 def test_a_shape_is_the_same_wherever_the_ring_begins_and_whatever_its_level():
     values = np.random.default_rng(5).normal(size=(5000, 2)).astype(np.float32)
     head = Head(MEMORY, 2)
@@ -139,8 +179,9 @@ def test_no_more_labels_are_kept_than_fit(monkeypatch):
     labels = [(start + 200, start + 20, n % 2) for n, start in enumerate(starts)]
     head = Head(MEMORY, 1)
     said = lived(head, values, labels)
-    assert head.labels == 10
-    assert all(len(kind.keys) == 5 for kinds in head.kinds for kind in kinds)
+    assert head.learned == 39  # the last one waits
+    assert (len(head.keys), head.said.sum()) == (10, 5)
+    assert len(head.past) == 5  # what older ones found still counts
     assert ((said > 0) & (said < 1) | np.isnan(said)).all()
 
 
@@ -183,7 +224,7 @@ def test_every_label_that_is_taken_is_learned_one_a_sample():
     assert len(head.waiting) == many
     for learned in range(1, late):
         head.observe(2999 + learned, values[[2999 + learned]], 0.0)
-        assert head.labels == learned
+        assert head.learned == learned
     for index in range(2999 + late, 3000 + many):
         head.observe(index, values[[index]], 0.0)
-    assert (head.labels, head.waiting) == (many, [])
+    assert (head.learned, head.waiting) == (many, [])
