@@ -148,6 +148,26 @@ def parser() -> argparse.ArgumentParser:
         default=0.0,
         help="wait between samples, as in deployment; 0: back to back (default)",
     )
+
+    cost = command(
+        "cost", commands.cost_of_levels, "Say what each level takes, and what it is good for."
+    )
+    cost.add_argument(
+        "input", nargs="?", type=Path, metavar="INPUT", help="a recording; default: simulated ECG"
+    )
+    cost.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
+    cost.add_argument("--columns", type=listed, metavar="A,B", help="channels to take")
+    cost.add_argument("--time-column", metavar="NAME", help="default: the first")
+    cost.add_argument("--horizon", type=int, metavar="H", help="how far to forecast [samples]")
+    cost.add_argument("--rows", type=int, default=None, help="only so many (default: all)")
+
+    export = command(
+        "export", commands.export_level, "Write the model as StableHLO, for other runtimes."
+    )
+    export.add_argument("--save", required=True, type=Path, metavar="DIR")
+    export.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
+    export.add_argument("--channels", type=int, default=2, help="of the stream (default 2)")
+    export.add_argument("--level", default="full", metavar="full|NAME", help="default: full")
     return top
 
 

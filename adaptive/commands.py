@@ -283,3 +283,50 @@ def bench_levels(args: argparse.Namespace) -> int:
             lambda what: OUT.print(what, highlight=False),
         )
     return 0
+
+
+# --- cost, export -------------------------------------------------------------------------------
+
+
+def cost_of_levels(args: argparse.Namespace) -> int:
+    """`adaptive cost`."""
+    import dataclasses
+
+    from adaptive import cost, replay
+    from sensors import SimulatedEcg
+
+    model = settings_of(args.config)["model"]
+    if args.horizon is not None:
+        model = dataclasses.replace(model, horizon_samples=args.horizon)
+    if args.input:
+        recording = replay.load(args.input, args.columns, args.time_column)
+    else:
+        recording = SimulatedEcg(seed=1, duration_s=20).record()
+    time, values = recording.time[: args.rows], recording.values[: args.rows]
+    if len(values) < 2 * (model.horizon_samples + 1):
+        raise ValueError(f"{len(values)} rows are too few for a horizon of {model.horizon_samples}")
+    with bar("compiling", None) as advance:
+        tables = cost.report(
+            model, time, values, lambda name: advance(1, f"compiled {name}"), advance
+        )
+    for table in tables:
+        OUT.print(table)
+    return 0
+
+
+def export_level(args: argparse.Namespace) -> int:
+    """`adaptive export`."""
+    from adaptive import export
+    from adaptive.engine import Engine
+
+    if args.channels < 1:
+        raise ValueError(f"--channels must be at least 1, got {args.channels}")
+    model = settings_of(args.config)["model"]
+    level = level_index(args.level, [level.name for level in model.ladder()])
+    try:
+        files = export.save(Engine(1, args.channels, model), level, args.save)
+    except ImportError as error:
+        raise ValueError(f'{error}: pip install "adaptive-attention[export]"') from error
+    for path in files:
+        OUT.print(f"{path}: {path.stat().st_size} bytes", highlight=False, soft_wrap=True)
+    return 0

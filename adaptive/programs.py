@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Compiled
 
 from adaptive import learner, model, ring
 from adaptive.model import Shape
@@ -69,15 +70,15 @@ class Programs:
         """
         self.shape, self.levels, self.learns = shape, tuple(levels), learns
         self.form = (shape, self.levels, streams, learns)
-        self.run: dict[int, Callable] = {}
-        self.learn: Callable | None = None
+        self.run: dict[int, Compiled] = {}
+        self.learn: Compiled | None = None
 
     def compile(
         self, params: Any, learned: Any, bank: Any, levels: Sequence[int] | None
     ) -> Iterator[str]:
         """Compile, two programs at a time; yield the name of each when it is ready."""
         levels = range(len(self.levels)) if levels is None else levels
-        jobs: dict[int | str, Callable[[], Callable]] = {}
+        jobs: dict[int | str, Callable[[], Compiled]] = {}
         for i in levels:
             jitted = jax.jit(partial(run, level=self.levels[i]), donate_argnums=1)
             jobs[i] = jitted.lower(params, bank, self.no_block(), np.int32(1)).compile

@@ -18,7 +18,7 @@ dim = 8
 heads = 2
 """
 ECG = '[[source]]\nkind = "simulated-ecg"\n'
-COMMANDS = ("run", "check", "example", "replay", "explain", "bench")
+COMMANDS = ("run", "check", "example", "replay", "explain", "bench", "cost", "export")
 
 
 def adaptive(*arguments, timeout=150.0):
@@ -76,6 +76,8 @@ ERRORS = {
     "no recording": ("replay", "{folder}/nowhere.csv --save {folder}/out", "nowhere.csv"),
     "no such level": ("replay", "{folder}/x.csv --save {folder}/out --level high", "--level"),
     "no speed": ("replay", "{folder}/x.csv --save {folder}/out --speed 0", "--speed"),
+    "few rows": ("cost", "{folder}/x.csv --horizon 9", "too few for a horizon of 9"),
+    "nothing to export": ("export", "--save {folder} --channels 0", "--channels must be"),
     "no samples": ("bench", "--samples 0", "--samples must be at least 1"),
 }
 
