@@ -56,9 +56,11 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
     rows, out = analogues.attend(params.recall, memory, count, key.astype(jnp.float32), among)
     row = ring.row(memory.errors, count - among.lag)
     followed = memory.errors.rows[memory.errors.stream, 0, row].astype(jnp.float32)
-    gain = model.gains(state.moments)[:, :1]
+    gain = model.gains(state.moments)[..., 0]
     weight = rows[0][:, None]  # (moments, 1, channels)
-    change = jnp.where(weight > 0, moved(out[0], followed, weight), 0.0) * gain
+    without = out[0] + jnp.where(weight > 0, moved(out[0], followed, weight), 0.0)
+    served, without = (model.bounded(one, state.loss) for one in (out[0], without))
+    change = (without - served) * gain
 
     trust = experts.weights(state.loss[: len(EXPERTS)])
     ahead = state.made[:, : len(EXPERTS)].transpose(1, 0, 2)
