@@ -5,7 +5,8 @@ how far from their own level. Each part is compared with what is usual of it (`a
 by level of computation; the part that stands out most is the score. Its rank among the earlier
 ones is the p-value. An alarm is a score above a threshold that moves up with every alarm and down
 with every quiet sample, so that in the long run as many come as were asked for, whatever the
-distribution. Repeats within a rest are one alarm.
+distribution. Repeats within a rest are one alarm. What an alarm has moved is taken back when an
+operator confirms it, or true alarms would make the next ones rarer.
 
 Beside it the strength of what the last few samples say together,
 
@@ -278,6 +279,10 @@ class Calibration:
         elif alarm:
             self.resting, self.quiet = rest, 0
         return alarm and not known, known
+
+    def confirm(self, alarms: int) -> None:
+        """Leave confirmed alarms out of the rate that was asked for: it is of all others."""
+        self.threshold = max(self.threshold - TRACK * alarms, 0.0)
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""

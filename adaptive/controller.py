@@ -278,7 +278,9 @@ class Controller:
         if not len(indices):
             return False
         member.head.learn(indices, label)
-        member.dismissals.learn(indices, label)
+        answered = member.dismissals.learn(indices, label)
+        if label:
+            member.calibration.confirm(answered)
         return True
 
     def learning_due(self) -> int | None:

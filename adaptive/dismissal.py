@@ -75,13 +75,17 @@ class Dismissals:
         dismissed, confirmed = (distance(newest, patterns) for patterns in self.patterns)
         return dismissed < min(ALIKE, confirmed)
 
-    def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> None:
+    def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> int:
         """Learn what an operator said, if there was an alarm near; once of each alarm.
 
         Args:
             indices: Numbers of the samples that the label is of.
             label: 1: an event; 0: dismissed.
+
+        Returns:
+            How many alarms were answered so for the first time.
         """
+        waited = len(self.waiting)
         oldest = self.count - len(self.left) + LENGTH + SMOOTH
         for row, answers in self.alarms.items():
             near = indices[0] - NEAR <= row <= indices[-1] + NEAR
@@ -89,6 +93,7 @@ class Dismissals:
                 self.alarms[row] = answers | 1 << label
                 self.waiting.append((row, label))
         self.waiting.sort()
+        return len(self.waiting) - waited
 
     def _smooth(self, last: int, rows: int) -> Float[np.ndarray, "rows channels"]:
         """The running mean of the rows up to `last`."""

@@ -89,7 +89,8 @@ class Alarms:
     """The [alarms] table of the configuration."""
 
     alarms_per_day: float = 1.0
-    """How many alarms a day of each stream are wanted, in the long run."""
+    """How many alarms a day of each stream are wanted, in the long run; confirmed ones do not
+    count."""
     rest_samples: int = 100
     """Repeats within so many samples of an alarm are not alarms of their own; no longer than a
     twentieth of the time that is asked for between two alarms."""

@@ -78,6 +78,29 @@ def test_rows_of_one_time_and_a_long_gap_do_not_move_the_alarm_rate():
     assert alarms == pytest.approx(2.0 * 30_000 / 24, rel=0.05)
 
 
+def test_confirmed_alarms_do_not_make_others_rarer():
+    rng, asked = np.random.default_rng(22), 0.01
+    surprises = rng.exponential(size=12_000)
+    events = np.arange(600, 12_000, 60)
+    surprises[events] = rng.uniform(6.0, 12.0, len(events))
+    is_event = np.isin(np.arange(12_000), events)
+    false, found = {}, {}
+    for told in (True, False):
+        calibration, alarms, late = Calibration(asked * PER_DAY, 0), [], []
+        for n, x in enumerate(surprises.tolist()):
+            verdict = calibration.judge(n * INTERVAL, [0.0], 0, calibration.rank(0, [x]))
+            alarms.append(verdict.alarm)
+            late.append(told and verdict.alarm and bool(is_event[n]))
+            if n >= 500 and late[n - 500]:  # an operator answers 500 samples later
+                calibration.confirm(1)
+        alarms = np.array(alarms)
+        false[told] = alarms[2000:][~is_event[2000:]].mean()
+        found[told] = alarms[2000:][is_event[2000:]].mean()
+    assert false[True] == pytest.approx(asked, rel=0.15)
+    assert false[False] < 0.3 * asked
+    assert found[True] > found[False] + 0.2
+
+
 def test_no_alarm_comes_where_none_is_asked_for_but_what_was_there_before_the_threshold_moved():
     surprises = np.random.default_rng(4).exponential(size=3000)
     assert sum(v.alarm for v in judged(Calibration(0.0, 100), surprises)) <= 1

@@ -3,6 +3,7 @@ import pytest
 from scipy.optimize import minimize
 
 from adaptive import event
+from adaptive.calibration import TRACK
 from adaptive.controller import Controller
 from adaptive.event import Head
 from adaptive.settings import Model
@@ -213,6 +214,22 @@ def test_labels_of_what_is_forgotten_or_yet_to_come_are_ignored():
     assert [moment for moment, _ in head.waiting] == [88]
     assert controller.label(1, np.array([reach + 87]), 0)
     assert len(head.waiting) == 2
+
+
+def test_an_alarm_that_is_confirmed_does_not_count_against_the_rate():
+    controller = Controller(1, 1, Model(memory_samples=512))
+    for n in range(200):
+        estimate = controller.arrive(0, np.array([float(n % 7)]))
+        controller.skip()
+        controller.settle(estimate, float(n), np.array([float(n % 7)]))
+    member = controller.members[0]
+    member.dismissals.alarms = {120: 0}
+    before = member.calibration.threshold
+    assert controller.label(0, np.array([125]), 0)
+    assert member.calibration.threshold == before
+    for _ in range(2):  # said twice it is still one
+        assert controller.label(0, np.array([125]), 1)
+        assert member.calibration.threshold == pytest.approx(before - TRACK)
 
 
 def test_every_label_that_is_taken_is_learned_one_a_sample():
