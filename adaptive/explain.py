@@ -56,7 +56,7 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
     rows, out = analogues.attend(params.recall, memory, count, key.astype(jnp.float32), among)
     row = ring.row(memory.errors, count - among.lag)
     followed = memory.errors.rows[memory.errors.stream, 0, row].astype(jnp.float32)
-    gain = model.gains(state.moments)[..., 0]
+    gain = model.gains(state.moments)[:, :1]
     weight = rows[0][:, None]  # (moments, 1, channels)
     without = out[0] + jnp.where(weight > 0, moved(out[0], followed, weight), 0.0)
     served, without = (model.bounded(one, state.loss) for one in (out[0], without))

@@ -3,8 +3,7 @@
     served = trunk + gain_1 recall + gain_2 encoder
 
 Both corrections aim at what the trunk gets wrong. Their gains are a discounted ridge regression on
-matured truth, for each step of the horizon and each channel, so a correction that does not help is
-not used.
+matured truth, step by step of the horizon, so a correction that does not help is not used.
 """
 
 # pyright: reportIncompatibleMethodOverride=false
@@ -72,7 +71,7 @@ class State(NamedTuple):
     made: Float[Array, "horizon made channels"]  # newest forecasts: KINDS, slopes of recall
     forecasts: ring.Ring | ring.View  # (horizon, made, channels) the earlier ones
     loss: Float[Array, "kinds horizon channels"]  # discounted squared error [variances]
-    moments: Float[Array, "horizon channels 5"]  # of the corrections, for the gains
+    moments: Float[Array, "horizon 5"]  # of the corrections, for the gains
     slope: Float[Array, " slopes"]  # of recall's loss, summed since the last gradient step
 
 
@@ -126,7 +125,7 @@ def init(params: Params, shape: Shape) -> State:
         made=jnp.zeros((horizon, len(KINDS) + SLOPES, channels), jnp.float32),
         forecasts=ring.init(horizon, horizon, len(KINDS) + SLOPES, channels),
         loss=jnp.zeros((len(KINDS), horizon, channels), jnp.float32),
-        moments=jnp.zeros((horizon, channels, 5), jnp.float32),
+        moments=jnp.zeros((horizon, 5), jnp.float32),
         slope=jnp.zeros(SLOPES, jnp.float32),
     )
 
@@ -139,16 +138,14 @@ def bank(params: Params, shape: Shape, streams: int) -> State:
     return jax.tree.map(lambda a: jnp.repeat(a, streams, axis=0), lead)
 
 
-def gains(moments: Float[Array, "horizon channels 5"]) -> Float[Array, "horizon channels 2"]:
+def gains(moments: Float[Array, "horizon 5"]) -> Float[Array, "horizon 2"]:
     """Solve for the gains of the corrections, in [0, 1].
 
-    A channel is held against its own moments and as much against the mean of all channels.
-
     Args:
-        moments: Discounted sums of a a, a b, b b, a r and b r, with `a` and `b` the corrections
-            and `r` the residual of the trunk.
+        moments: Discounted sums of a a, a b, b b, a r and b r over channels, with `a` and `b` the
+            corrections and `r` the residual of the trunk.
     """
-    aa, ab, bb, ar, br = jnp.moveaxis(moments + jnp.mean(moments, axis=1, keepdims=True), -1, 0)
+    aa, ab, bb, ar, br = moments.T
     aa, bb = aa * (1 + RIDGE) + 1e-6, bb * (1 + RIDGE) + 1e-6
     det = aa * bb - ab * ab
     both = jnp.stack(((ar * bb - br * ab) / det, (br * aa - ar * ab) / det), axis=-1)
@@ -196,7 +193,9 @@ def judge(
 
     left = error[TRUNK]
     a, b = left - error[RECALL], left - error[ENCODER]  # the corrections, as cut
-    new = jnp.stack((a * a, a * b, b * b, a * left, b * left), axis=-1)
+    new = jnp.stack(
+        [jnp.sum(p * q, axis=1) for p, q in ((a, a), (a, b), (b, b), (a, left), (b, left))], axis=1
+    )
     moments = state.moments * drift.kept(change, experts.memory(state.season)) + new
     # d/d theta of a Huber loss of what recall left.
     pull = jnp.clip(error[RECALL], -1.0, 1.0)
@@ -372,7 +371,7 @@ def step(
             foreseen,
             foreseen + by_recall[0] * scale,
             foreseen + by_encoder * scale,
-            foreseen + (gain[..., 0] * by_recall[0] + gain[..., 1] * by_encoder) * scale,
+            foreseen + (gain[:, :1] * by_recall[0] + gain[:, 1:] * by_encoder) * scale,
         )
     )
     made = jnp.concatenate((ahead, corrected, by_recall[1:])).transpose(1, 0, 2)
@@ -399,5 +398,5 @@ def step(
     loss = jnp.mean(state.loss, axis=(1, 2))
     off = moments.departure(newest_level, mean, deviation, count)
     strange = jnp.concatenate((strange, means.strange, off[None]))
-    spoke = jnp.mean(trust, axis=(1, 2)), jnp.mean(gain, axis=(0, 1))
+    spoke = jnp.mean(trust, axis=(1, 2)), jnp.mean(gain, axis=0)
     return state, Output(corrected[-1], spread, strange, error, lag, weight, channel, *spoke, loss)

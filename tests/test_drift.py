@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from river.drift import PageHinkley
 
 from adaptive import drift
 
@@ -76,3 +77,25 @@ def test_a_sum_of_many_becomes_one_of_few_and_grows_again():
         if n == 5100:
             assert 50 < total < 130
     assert 300 < total < 1000
+
+
+@pytest.mark.parametrize("ratio", [2.5, 4.0, 10.0])
+def test_a_change_is_found_when_river_finds_it(ratio):
+    later = []
+    for seed in range(5):
+        error = np.asarray(errors(3000, ratio=ratio, start=2000, seed=seed))
+        # Theirs knows no usual error but the mean so far, and cuts nothing.
+        theirs = PageHinkley(
+            min_instances=drift.FIRST,
+            delta=drift.SLACK,
+            threshold=drift.THRESHOLD + drift.A_SEASON,
+            alpha=1.0,
+            mode="up",
+        )
+        found = []
+        for n, x in enumerate(np.minimum(error[:, 0], drift.MOST).tolist()):
+            theirs.update(x)
+            if theirs.drift_detected:
+                found.append(n)
+        later.append(int(np.flatnonzero(watched(jnp.asarray(error)))[0]) - found[0])
+    assert np.abs(later).max() <= 5

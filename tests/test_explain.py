@@ -55,7 +55,7 @@ def correction(state, masked):
     among = among._replace(may=among.may.at[masked].set(0.0))
     key = memory.keys.rows[0, 0, ring.row(memory.keys, state.count)].astype(jnp.float32)
     out = analogues.attend(PARAMS.recall, memory, state.count, key, among)[1]
-    return model.bounded(out[0], state.loss) * model.gains(state.moments)[..., 0]
+    return model.bounded(out[0], state.loss) * model.gains(state.moments)[:, :1]
 
 
 NONE = jnp.zeros(0, jnp.int32)

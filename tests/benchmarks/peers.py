@@ -1,0 +1,98 @@
+"""Streaming anomaly detectors of others on the same series, scored by the same scorer.
+
+    python tests/benchmarks/peers.py DATA --save OUT [--only hst,ocsvm,z]
+
+DATA as for `quality.py`. Causal, in one pass, each with its library's defaults: half-space trees on
+values scaled by their extremes so far and a linear one-class support vector machine on standardised
+ones (both River's), and the largest departure of a channel from its newest 256 values, in their
+standard deviation.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from quality import GROUPS, anomalies, pairs, score
+from river import anomaly, preprocessing
+
+WINDOW = 256  # [samples] of the departure
+
+
+def trees(values):
+    """River's half-space trees."""
+    return scored(values, anomaly.HalfSpaceTrees(seed=1), preprocessing.MinMaxScaler())
+
+
+def machine(values):
+    """River's one-class support vector machine."""
+    return scored(values, anomaly.OneClassSVM(), preprocessing.StandardScaler())
+
+
+def scored(values, detector, scaler):
+    """Scores [rows]: a sample is scored before it is learned."""
+    found = np.zeros(len(values))
+    for n, row in enumerate(values.tolist()):
+        sample = dict(enumerate(row))
+        scaler.learn_one(sample)
+        sample = scaler.transform_one(sample)
+        found[n] = detector.score_one(sample)
+        detector.learn_one(sample)
+    return found
+
+
+def departure(values):
+    """How far each sample lies from those just before it, in the channel where that is most."""
+    found = np.zeros(len(values))
+    for n in range(2, len(values)):
+        before = values[max(0, n - WINDOW) : n]
+        spread = before.std(axis=0)
+        off = np.abs(values[n] - before.mean(axis=0))
+        found[n] = np.max(np.where(spread > 0, off / np.maximum(spread, 1e-12), off > 0))
+    return found
+
+
+PEERS = {"hst": trees, "ocsvm": machine, "z": departure}
+
+
+def main():
+    """Print the mean VUS-PR of each peer on each group of series, and its time a row."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--save", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(PEERS))
+    args = parser.parse_args()
+    series = anomalies(args.data)
+    inputs = args.save / "inputs"
+    for name, arrays in series.items():
+        path = inputs / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **arrays)
+    for peer in args.only.split(","):
+        rows, begin, every = 0, time.perf_counter(), []
+        for name, arrays in series.items():
+            path = args.save / peer / f"{name}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = np.nan_to_num(arrays["values"].astype(float))
+            np.savez(path, values=values, score=PEERS[peer](values))
+            rows += len(values)
+        took = (time.perf_counter() - begin) / rows
+        for group in GROUPS:
+            some = [
+                f"{args.save / peer / name}.npz,{inputs / name}.npz"
+                for name in series
+                if name.startswith(f"{group}/")
+            ]
+            if some:
+                every += some
+                chosen = pairs(args.save, f"{peer}-{group}", some)
+                found = score("score_anomaly.py", args.save, "--pairs", chosen, "--tail")
+                print(f"{peer:6} {group:9} VUS-PR {found['mean']['vus_pr']:.3f}", flush=True)
+        chosen = pairs(args.save, f"{peer}-all", every)
+        found = score("score_anomaly.py", args.save, "--pairs", chosen, "--tail")
+        pooled = found["one threshold"]["auc_pr"]
+        print(f"{peer:6} {'all':9} average precision {pooled:.3f}, {1e6 * took:.0f} us a row")
+
+
+if __name__ == "__main__":
+    main()
