@@ -41,16 +41,8 @@ STEPS, CLOSE = 4, 1e-2  # of Newton's method, after each label: how many, and wh
 MOST = 30.0  # of a logit
 WAITING = 512  # [samples] that a label may wait for its turn
 NEIGHBOURS, AS_NEAR = 5, 1.5  # that a label is held against; and how near, relative to their own
-ARRAYS = (
-    "values",
-    "above",
-    "unit",
-    "keys",
-    "said",
-    "found",
-    "past",
-    "weights",
-)  # that outlive a restart
+# The arrays that outlive a restart.
+ARRAYS = ("values", "above", "unit", "keys", "said", "found", "past", "weights")
 STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
 
 
