@@ -126,7 +126,7 @@ def replay_recordings(args: argparse.Namespace) -> int:
     if args.seed is not None:
         model = dataclasses.replace(model, seed=args.seed)
     names = [level.name for level in model.ladder()]
-    level = None if args.level == "auto" else level_index(args.level, names)
+    level = None if args.level == "auto" else level_index(args.level, names, "auto")
     speed = None if args.speed == "max" else positive(args.speed, "--speed")
     labels = []
     if args.labels:
@@ -194,10 +194,10 @@ def settings_of(path: Path | None) -> dict[str, Any]:
     }
 
 
-def level_index(name: str, names: list[str]) -> int:
-    """The place of a level in the ladder."""
+def level_index(name: str, names: list[str], *others: str) -> int:
+    """The place of a level in the ladder; `others` may be asked for as well."""
     if name not in names:
-        raise ValueError(f"--level: wanted auto, {', '.join(names)}; got {name!r}")
+        raise ValueError(f"--level: wanted {', '.join((*others, *names))}; got {name!r}")
     return names.index(name)
 
 
@@ -302,6 +302,8 @@ def cost_of_levels(args: argparse.Namespace) -> int:
         recording = replay.load(args.input, args.columns, args.time_column)
     else:
         recording = SimulatedEcg(seed=1, duration_s=20).record()
+    if args.rows is not None and args.rows < 1:
+        raise ValueError(f"--rows must be at least 1, got {args.rows}")
     time, values = recording.time[: args.rows], recording.values[: args.rows]
     if len(values) < 2 * (model.horizon_samples + 1):
         raise ValueError(f"{len(values)} rows are too few for a horizon of {model.horizon_samples}")

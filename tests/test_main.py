@@ -77,6 +77,8 @@ ERRORS = {
     "no such level": ("replay", "{folder}/x.csv --save {folder}/out --level high", "--level"),
     "no speed": ("replay", "{folder}/x.csv --save {folder}/out --speed 0", "--speed"),
     "few rows": ("cost", "{folder}/x.csv --horizon 9", "too few for a horizon of 9"),
+    "no rows": ("cost", "--rows 0", "--rows must be at least 1"),
+    "no level to export": ("export", "--save {folder} --level auto", "wanted trunk, recall"),
     "nothing to export": ("export", "--save {folder} --channels 0", "--channels must be"),
     "no samples": ("bench", "--samples 0", "--samples must be at least 1"),
 }
