@@ -148,18 +148,15 @@ def gains(moments: Float[Array, "horizon 5"]) -> Float[Array, "horizon 2"]:
     aa, ab, bb, ar, br = moments.T
     aa, bb = aa * (1 + RIDGE) + 1e-6, bb * (1 + RIDGE) + 1e-6
     det = aa * bb - ab * ab
-    both = jnp.stack(((ar * bb - br * ab) / det, (br * aa - ar * ab) / det), axis=-1)
-    alone = jnp.stack((ar / aa, br / bb), axis=-1)
+    both = jnp.stack(((ar * bb - br * ab) / det, (br * aa - ar * ab) / det), axis=1)
+    alone = jnp.stack((ar / aa, br / bb), axis=1)
     # Where one would be negative the other stands alone.
-    both = jnp.where((both < 0).any(axis=-1, keepdims=True), jnp.where(both < 0, 0, alone), both)
+    both = jnp.where((both < 0).any(axis=1, keepdims=True), jnp.where(both < 0, 0, alone), both)
     return jnp.clip(both, 0.0, 1.0)
 
 
-def bounded(
-    correction: Float[Array, "*parts horizon channels"],
-    loss: Float[Array, "kinds horizon channels"],
-) -> Float[Array, "*parts horizon channels"]:
-    """Cut a correction: one outlier that is recalled would cost more than all that recall wins."""
+def bounded(correction: Float[Array, "..."], loss: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Cut corrections [..., horizon, channels], or an outlier that is recalled would cost most."""
     most = MOST * jnp.sqrt(loss[TRUNK])
     return jnp.clip(correction, -most, most)
 
