@@ -38,6 +38,7 @@ LEAST_MEAN, LEAST_DEVIATION = 0.03, 0.0173  # Lavin & Ahmad's floors, for a mean
 BURN_IN = 300  # [samples] before anything alarms
 OUTSIDE = 0.05  # of the range
 TRACK = 0.1  # step of the threshold
+HIGHEST = 7.0  # threshold
 FIRST_THRESHOLD = 8.0  # [spreads above the median]
 LONGEST = 10.0  # usual intervals that the time between two samples counts for
 MOST_REST = 0.05  # of the asked-for time between two alarms
@@ -273,7 +274,7 @@ class Calibration:
         rest = int(min(self.rest, MOST_REST / asked)) if asked > 0 else self.rest
         # Resting samples cannot alarm, so the others alarm that much more often.
         asked = min(asked / max(1.0 - asked * rest, 0.5), 0.5)
-        self.threshold = min(max(self.threshold + TRACK * (float(alarm) - asked), 0.0), 7.0)
+        self.threshold = min(max(self.threshold + TRACK * (float(alarm) - asked), 0.0), HIGHEST)
         if known:
             self.quiet = rest
         elif alarm:
@@ -281,8 +282,11 @@ class Calibration:
         return alarm and not known, known
 
     def confirm(self, alarms: int) -> None:
-        """Leave confirmed alarms out of the rate that was asked for: it is of all others."""
-        self.threshold = max(self.threshold - TRACK * alarms, 0.0)
+        """Leave confirmed alarms out of the rate that was asked for: it is of all others.
+
+        Negative for alarms that are taken in again.
+        """
+        self.threshold = min(max(self.threshold - TRACK * alarms, 0.0), HIGHEST)
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""

@@ -278,9 +278,7 @@ class Controller:
         if not len(indices):
             return False
         member.head.learn(indices, label)
-        answered = member.dismissals.learn(indices, label)
-        if label:
-            member.calibration.confirm(answered)
+        member.calibration.confirm(member.dismissals.learn(indices, label))
         return True
 
     def learning_due(self) -> int | None:

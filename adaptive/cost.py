@@ -20,14 +20,7 @@ TITLE = (
     "for one sample: parameters that take part, thousands of operations, MiB moved, "
     f"us alone and in a block of {BLOCK}; error, by steps ahead, as a share of persistence's"
 )
-COLUMNS = (
-    "level",
-    "parameters",
-    "operations",
-    "moved",
-    "alone",
-    f"of {BLOCK}",
-)
+COLUMNS = ("level", "parameters", "operations", "moved", "alone", f"of {BLOCK}")
 
 
 def report(
@@ -47,7 +40,7 @@ def report(
         progress: Called with numbers of rows done.
 
     Returns:
-        By level: what it attends to; shared parameters that take part; operations and bytes moved
+        By level: shared parameters that take part; operations and bytes moved
         for a sample, as XLA counts them (a branch that is seldom taken counts in full); the time
         of a call for one sample and, for each, of a whole block; and what is left of the squared
         error of persistence in the second half of the recording, for the first and the last step

@@ -11,6 +11,8 @@ like a dismissed pattern and goes on otherwise is raised when it parts from it; 
 to a confirmed one is raised at once.
 """
 
+from math import inf
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -40,7 +42,9 @@ class Dismissals:
         self.left = np.zeros((length, channels), np.float32)  # ring, in usual errors
         self.square = np.zeros(channels)  # mean square of what forecasts leave
         self.count = 0
-        self.alarms: dict[int, int] = {}  # by row, the quiet ones too: 1 << label of its answers
+        # By the first row of an incident, the quiet ones too: 1 << label of its answers, and how
+        # many alarms it has raised or would have.
+        self.alarms: dict[int, tuple[int, int]] = {}
         self.waiting: list[tuple[int, int]] = []  # (row of an alarm, label), to be seen whole
         self.kept = max(min(KEPT, LARGEST // channels), 4)
         self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels), np.float32) for _ in (0, 1)]
@@ -65,8 +69,12 @@ class Dismissals:
         To be asked of what would be an alarm; the first sample of an incident is remembered.
         """
         now = self.count - 1
-        if not self.alarms or now > next(reversed(self.alarms)) + FOLLOW:
-            self.alarms[now] = 0
+        first = next(reversed(self.alarms), -inf)
+        if now <= first + FOLLOW:
+            answers, raised = self.alarms[first]
+            self.alarms[first] = answers, raised + 1
+        else:
+            self.alarms[now] = 0, 1
             if len(self.alarms) > KEPT:
                 del self.alarms[next(iter(self.alarms))]
         if not len(self.patterns[0]):
@@ -83,17 +91,18 @@ class Dismissals:
             label: 1: an event; 0: dismissed.
 
         Returns:
-            How many alarms were answered so for the first time.
+            How many alarms it has confirmed; negative where they were confirmed before.
         """
-        waited = len(self.waiting)
+        confirmed = 0
         oldest = self.count - len(self.left) + LENGTH + SMOOTH
-        for row, answers in self.alarms.items():
+        for row, (answers, raised) in self.alarms.items():
             near = indices[0] - NEAR <= row <= indices[-1] + NEAR
             if near and row >= oldest and not answers & 1 << label:
-                self.alarms[row] = answers | 1 << label
+                self.alarms[row] = answers | 1 << label, raised
                 self.waiting.append((row, label))
+                confirmed += raised if label else -raised * (answers >> 1)
         self.waiting.sort()
-        return len(self.waiting) - waited
+        return confirmed
 
     def _smooth(self, last: int, rows: int) -> Float[np.ndarray, "rows channels"]:
         """The running mean of the rows up to `last`."""
@@ -108,7 +117,9 @@ class Dismissals:
             "left": self.left,
             "square": self.square,
             "count": np.array(self.count),
-            "alarms": np.array(list(self.alarms.items()), np.int64).reshape(-1, 2),
+            "alarms": np.array(
+                [(row, *known) for row, known in self.alarms.items()], np.int64
+            ).reshape(-1, 3),
             "waiting": np.array(self.waiting, np.int64).reshape(-1, 2),
             "dismissed": self.patterns[0],
             "confirmed": self.patterns[1],
@@ -118,7 +129,7 @@ class Dismissals:
         """Take up where `snapshot` was made."""
         self.left, self.square = np.array(saved["left"]), np.array(saved["square"])
         self.count = int(saved["count"])
-        self.alarms = {int(row): int(answers) for row, answers in saved["alarms"]}
+        self.alarms = {row: (answers, raised) for row, answers, raised in saved["alarms"].tolist()}
         self.waiting = [(int(row), int(label)) for row, label in saved["waiting"]]
         self.patterns = [np.array(saved["dismissed"]), np.array(saved["confirmed"])]
 

@@ -68,7 +68,7 @@ class Head:
         self.keys = np.zeros(shape, np.float32)  # of each label that is kept, oldest first
         self.said = np.zeros(0)
         self.found = np.zeros((0, 1 + len(LENGTHS)))  # what each of them found
-        self.apart = np.zeros((0, 0))  # distance between their moments
+        self.apart = np.zeros((0, 0), np.float32)  # distance between their moments
         self._compare()
         self.past = np.zeros((0, 2 + len(LENGTHS)))  # label and findings, of those without a key
         self.learned = 0  # labels, in all
@@ -148,16 +148,16 @@ class Head:
         self.learned += 1
         self._compare()
         now = np.column_stack((self.said, self.found))[self.trusted]
-        said, *found = np.concatenate((self.past, now)).T
-        self.weights = fit(self.weights, np.column_stack(found), said)
+        rows = np.concatenate((self.past, now))
+        self.weights = fit(self.weights, rows[:, 1:], rows[:, 0])
 
     def _compare(self) -> None:
         """Find which labels to trust; of `apart` only what is new is missing."""
         known, labels = len(self.apart), len(self.said)
-        flat = self.keys.reshape(labels, self.keys[0].size if labels else 0)
+        flat = self.keys.reshape(labels, np.prod(self.keys.shape[1:]))
         self.square = (self.keys**2).sum(axis=3)  # of each key
         whole = self.square.sum(axis=(1, 2))
-        apart = np.zeros((labels, labels))
+        apart = np.zeros((labels, labels), np.float32)
         apart[:known, :known] = self.apart
         least = whole[known:, None] + whole - 2 * flat[known:] @ flat.T
         apart[known:] = np.sqrt(np.maximum(least, 0.0) / (len(LENGTHS) * len(ENDS)))
@@ -210,7 +210,7 @@ class Head:
         self.count, self.learned, *last = (int(number) for number in saved["numbers"])
         self.last = (last[0], last[1], last[2])
         self.probability = float(saved["probability"])
-        self.apart = np.zeros((0, 0))
+        self.apart = np.zeros((0, 0), np.float32)
         self._compare()
 
 

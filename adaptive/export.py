@@ -2,7 +2,8 @@
 
 An exported program takes the state of a bank by name, a block of samples as `programs.run` does,
 and how many there are; it returns the state that has changed, by name, and the outputs. The names
-are those of a checkpoint, so what an agent has learned can be handed to it.
+are those of `Engine.arrays`, which a checkpoint holds behind the name of their bank
+(`bank.0.` ...): what an agent has learned can be handed to the program.
 """
 
 import json

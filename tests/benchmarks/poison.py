@@ -1,6 +1,6 @@
 """What wrong feedback does: absurd and missing samples, and labels that say the opposite.
 
-    python tests/benchmarks/poison.py DATA [--rows 8000] [--records 106,119,208]
+    python tests/benchmarks/poison.py DATA [--only labels --draw 2] [--records 106,119,208]
 
 DATA holds the public data sets (ett/ETTh1.csv.gz, ecg/mitdb/*). Forecasts: ETTh1 with a value in a
 hundred replaced, in each channel by itself, by something 30 deviations or a million units large, or
@@ -57,14 +57,14 @@ def forecast_errors(values, kind):
     return list(zip(*found, strict=True))
 
 
-def events(record, flipped):
+def events(record, flipped, draw):
     """The labels of the judged beats, and what the event head says of each."""
     recording = read(record)
     time, values = recording.time, recording.values - np.nanmean(recording.values[:100], axis=0)
     marks, symbols = score_events.beats_of(str(record), "atr")
     known = ~np.isin(symbols, FUSED)
     positive = np.isin(symbols, VENTRICULAR)
-    turned = np.random.default_rng(1).random(len(marks)) < (FLIPPED if flipped else 0.0)
+    turned = np.random.default_rng(draw).random(len(marks)) < (FLIPPED if flipped else 0.0)
     told = [
         (time[mark] + DELAY, mark, int(positive[i] != turned[i]))
         for i, mark in enumerate(marks)
@@ -88,28 +88,39 @@ def main():
     args.add_argument("data", type=Path)
     args.add_argument("--rows", type=int, default=8000)
     args.add_argument("--records", default="106,116,119,208,223")
+    args.add_argument("--only", choices=("forecasts", "labels"))
+    args.add_argument("--draw", type=int, default=1, help="of the labels that are turned")
     options = args.parse_args()
     runtime.prepare()
     assert KINDS[SERVED] == "served"
-    values = read(options.data / "ett/ETTh1.csv.gz").values[: options.rows]
+    if options.only != "labels":
+        forecast_table(read(options.data / "ett/ETTh1.csv.gz").values[: options.rows])
+    if options.only != "forecasts":
+        records = [options.data / "ecg/mitdb" / name for name in options.records.split(",")]
+        label_table(records, options.draw)
+
+
+def forecast_table(values):
+    """Print what absurd and missing values do."""
     print("poisoned by     step | frozen  learning  ratio")
     for kind in KIND:
         for step, (frozen, learning) in zip(STEPS, forecast_errors(values, kind), strict=True):
             ratio = learning / frozen
             print(f"{kind:15} {step:4} | {frozen:.4f}  {learning:.4f}  {ratio:.3f}", flush=True)
+
+
+def label_table(records, draw):
+    """Print what turned labels do."""
     print("labels          record | F1")
-    for flipped in (False, True):
+    for kind, flipped in (("as they are", False), ("1 in 10 turned", True)):
         every = []
-        for name in options.records.split(","):
-            every.append(events(options.data / "ecg/mitdb" / name, flipped))
+        for record in records:
+            every.append(events(record, flipped, draw))
             f1 = score_events.at_threshold(*every[-1], 0.5)["f1"]
-            print(
-                f"{'1 in 10 turned' if flipped else 'as they are':15} {name:6} | {f1:.3f}",
-                flush=True,
-            )
+            print(f"{kind:15} {record.name:6} | {f1:.3f}", flush=True)
         label, value = map(np.concatenate, zip(*every, strict=True))
         f1 = score_events.at_threshold(label, value, 0.5)["f1"]
-        print(f"{'1 in 10 turned' if flipped else 'as they are':15} gross  | {f1:.3f}", flush=True)
+        print(f"{kind:15} gross  | {f1:.3f}", flush=True)
 
 
 if __name__ == "__main__":
