@@ -11,8 +11,6 @@ like a dismissed pattern and goes on otherwise is raised when it parts from it; 
 to a confirmed one is raised at once.
 """
 
-from math import inf
-
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -69,8 +67,8 @@ class Dismissals:
         To be asked of what would be an alarm; the first sample of an incident is remembered.
         """
         now = self.count - 1
-        first = next(reversed(self.alarms), -inf)
-        if now <= first + FOLLOW:
+        first = next(reversed(self.alarms), None)
+        if first is not None and now <= first + FOLLOW:
             answers, raised = self.alarms[first]
             self.alarms[first] = answers, raised + 1
         else:

@@ -1,10 +1,11 @@
 """Linear forecasters that learn online, and their mixing: the trunk that attention corrects.
 
-Five experts forecast every channel at every step of the horizon: persistence, seasonal
-persistence, and three recursive-least-squares (RLS) forecasters of the change from the newest
-value. One looks far back in each channel, with weights that all channels share; how far grows with
-the horizon. Two see a few values of all channels, their levels and the place in the season; one of
-them forgets ten times as fast. All work in units of the running standard deviation.
+Seven experts forecast every channel at every step of the horizon: persistence, seasonal
+persistence, two profiles of the season, and three recursive-least-squares (RLS) forecasters of the
+change from the newest value. One looks far back in each channel, with weights that all channels
+share; how far grows with the horizon. Two see a few values of all channels, their levels and the
+place in the season; one of them forgets ten times as fast. All work in units of the running
+standard deviation.
 
 Feedback is delayed by nature: step h of a forecast is judged h samples later. RLS is exact under
 that delay and uses every step as soon as its truth is there: the gain of a regressor depends on
@@ -14,7 +15,7 @@ weights of step h when that step's truth arrives.
 References:
     Haykin, Adaptive Filter Theory, 4th ed., 2002, ch. 9 (RLS with forgetting).
     Cesa-Bianchi & Lugosi, Prediction, Learning, and Games, 2006, ch. 2 (exponential weights);
-    the losses are discounted and scaled by their mean, so that no learning rate has a unit.
+    the losses are discounted and scaled by the least, so that no learning rate has a unit.
 """
 
 from typing import NamedTuple
@@ -22,27 +23,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
-from adaptive import drift, ring
-from adaptive.settings import EXPERTS
+from adaptive import drift, ring, seasons
 
 LEAST_LAGS, LAGS_A_STEP, MOST_LAGS = 96, 4, 336  # [samples] that the long memory looks back
 LONG_FORGETTING = 0.99995
 JOINT_LAGS = (0, 1, 2, 4, 8, 16, 32, 64)  # [samples] of all channels, as many as fit
 HARMONICS = 4  # of the season
 MOST = 128  # regressors of all channels together
-LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 40, 8192  # [samples], seasons, [samples]
+LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 20, 8192  # [samples], seasons, [samples]
 SLOW = 10  # times as long for the slow one of two
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
 LARGEST = 100.0  # diagonal of a covariance where nothing is excited, in the long run
 JITTER = 1e-6  # of the inner matrix, relative: float32 must not make it indefinite
-SHARPNESS = 2.0  # of the exponential weights
-AS_NEAR, NEAR = 1.1, 0.01  # relative, [variances]: how far two averages differ by chance
-SOUND = 0.1  # how much of the average of a lag must be there, in [0, 1]
-STAY = 1.5  # relative: a season is given up for a longer one that is nearer by so much
+SHARPNESS = 5.0  # of the exponential weights
 
 
 class Regression(NamedTuple):
@@ -67,9 +63,7 @@ class Recent(NamedTuple):
     window: Float[Array, "reach channels"]  # the newest values, oldest first
     mean: Float[Array, " channels"]  # running
     scale: Float[Array, " channels"]  # running standard deviation
-    level: Float[Array, " channels"]  # mean of about a season
-    phase: Float[Array, ""]  # place in the season, in [0, 1)
-    season: Int[Array, ""]  # [samples]; 1 where none is known
+    season: seasons.State
     change: drift.State
 
 
@@ -210,24 +204,28 @@ def long_regressors(recent: Recent) -> Float[Array, "channels lags"]:
 
 def joint_regressors(recent: Recent) -> Float[Array, "1 numbers"]:
     """Some values and the level of all channels, and the place in the season."""
-    angle = 2 * jnp.pi * recent.phase * jnp.arange(1, HARMONICS + 1)
-    place = jnp.concatenate((jnp.sin(angle), jnp.cos(angle))) * (recent.season > 1)
+    angle = 2 * jnp.pi * recent.season.phase * jnp.arange(1, HARMONICS + 1)
+    place = jnp.concatenate((jnp.sin(angle), jnp.cos(angle))) * (recent.season.lag > 1)
     parts = [jnp.ones(1), place]
     if lags := joint_lags(recent.window.shape[1]):
-        rows = jnp.concatenate((recent.window[-1 - np.array(lags)], recent.level[None]))
+        rows = jnp.concatenate((recent.window[-1 - np.array(lags)], recent.season.level[None]))
         parts.append(jnp.clip((rows - recent.mean) / recent.scale, -CLIP, CLIP).ravel())
     return jnp.concatenate(parts)[None]
 
 
 def forecast(
-    state: State, recent: Recent, season: Float[Array, "horizon channels"]
+    state: State,
+    recent: Recent,
+    seasonal: Float[Array, "horizon channels"],
+    profiles: Float[Array, "horizon profiles channels"],
 ) -> Float[Array, "experts horizon channels"]:
     """Forecast with every expert.
 
     Args:
         state: The trunk.
         recent: What there is to see.
-        season: The values one season before each step of the horizon.
+        seasonal: The values one season before each step of the horizon.
+        profiles: What is usual of each step's place in the season.
 
     Returns:
         The forecasts, in the units of the values, in the order of `EXPERTS`.
@@ -237,36 +235,14 @@ def forecast(
     row = joint_regressors(recent)[0]
     slow, fast = (jnp.einsum("l,lhc->hc", row, one.weights) for one in state[1:])
     learned = (one * recent.scale for one in (long, slow, fast))
-    return jnp.stack((jnp.zeros_like(season), season - newest, *learned)) + newest
+    usual = profiles.transpose(1, 0, 2) - newest
+    return jnp.stack((jnp.zeros_like(long), seasonal - newest, *usual, *learned)) + newest
 
 
 def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "..."]:
     """Weigh the experts of every step and channel by their discounted losses; they sum to 1."""
-    mean = jnp.mean(loss, axis=0) + 1e-12
-    worse = (loss - jnp.min(loss, axis=0)) / mean
-    return jax.nn.softmax(-SHARPNESS * len(EXPERTS) * worse, axis=0)
-
-
-def season_of(
-    values: ring.Ring | ring.View,
-    count: Int[Array, ""],
-    lag: Int[Array, ""],
-    horizon: int,
-) -> Float[Array, "horizon channels"]:
-    """Read the values one season (or as few whole seasons as needed) before each step.
-
-    Args:
-        values: All values, a row (channels,) for each sample.
-        count: Number of the newest sample.
-        lag: The season [samples], at least 1.
-        horizon: How many steps.
-
-    Returns:
-        For step h the value `lag * ceil(h / lag) - h` samples ago.
-    """
-    steps = jnp.arange(1, horizon + 1)
-    ago = lag * (-(-steps // lag)) - steps
-    return values.rows[values.stream, 0, ring.row(values, count - ago)]
+    least = jnp.min(loss, axis=0)
+    return jax.nn.softmax(-SHARPNESS * (loss - least) / (least + 1e-12), axis=0)
 
 
 def step(
@@ -292,7 +268,7 @@ def step(
     """
     change = jnp.clip((recent.window[-1] - past) / recent.scale, -CLIP, CLIP)
     long = observe(state.long, count, long_regressors(recent), jnp.float32(LONG_FORGETTING))
-    row, lasts = joint_regressors(recent), memory(recent.season)
+    row, lasts = joint_regressors(recent), memory(recent.season.lag)
     slow = observe(state.slow, count, row, 1 - 1 / (SLOW * lasts))
     fast = observe(state.fast, count, row, drift.kept(recent.change, lasts, row.shape[1]))
     return State(
@@ -300,37 +276,3 @@ def step(
         learn(slow, count, change[:, None], known[:, None]),
         learn(fast, count, change[:, None], known[:, None]),
     )
-
-
-def seasonal_lag(
-    distance: Float[Array, " lags"], known: Float[Array, " lags"], now: Int[Array, ""]
-) -> Int[Array, ""]:
-    """Find the season: the lag of least distance beyond the first that is uncorrelated.
-
-    By chance a multiple of the season is often nearer than the season itself. So the shortest lag
-    that the least one is a multiple of is taken, if it is as near but for chance.
-
-    Args:
-        distance: Slowly averaged squared distance to the value each lag ago, for lags
-            `len(distance)` down to 1 [variances]; about 2 (1 - autocorrelation).
-        known: How much of the average is there, in [0, 1].
-        now: The season so far [samples], kept unless a longer one is clearly nearer.
-
-    Returns:
-        The lag [samples]; 0 where no season shows.
-    """
-    lags = distance.shape[0]
-    by_lag, there = distance[::-1], known[::-1] > SOUND
-    by_lag = jnp.where(there, by_lag / known[::-1], 0.0)
-    beyond = (lax.cummax(by_lag) > 1.0) & there
-    candidate = jnp.where(beyond, by_lag, jnp.inf)
-    least = jnp.min(candidate)
-    lag = jnp.arange(1, lags + 1)
-    first = jnp.min(jnp.where(candidate <= least, lag, lags))
-    times = (2 * first + lag) // (2 * lag)  # first / lag, rounded
-    near = candidate <= AS_NEAR * least + NEAR
-    whole = (2 * jnp.abs(first - times * lag) <= times) & (times > 0)
-    first = jnp.min(jnp.where(whole & near, lag, first))
-    stays = candidate[jnp.clip(now - 1, 0, lags - 1)] <= STAY * least + NEAR
-    first = jnp.where(stays & (now <= first), now, first)
-    return jnp.where(jnp.isfinite(least) & (least < 1.0), first, 0)

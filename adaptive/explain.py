@@ -3,15 +3,16 @@
 The attention weights say which past moments and which forecasters spoke; the effect of each is how
 far the forecast moves when it is masked out and the others share its weight. As both are averages,
 that needs no second pass: without the part k of weight w, an average a becomes
-(a - w f_k) / (1 - w).
+(a - w f_k) / (1 - w). What is served is then combined anew.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from adaptive import analogues, experts, glitch, model, recall, ring
+from adaptive import analogues, corrections, experts, glitch, model, recall, ring
 from adaptive.settings import EXPERTS, Level
 
 ALONE = 1e-6  # what others weigh together at least, or the part was the only one
@@ -51,25 +52,34 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
     scale = glitch.scale(state.glitch)
     near = recall.nearest(recall.distances(state.far, count, level.memory))
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
-    among = analogues.candidates(memory, count, state.season, lags, level.memory)
+    among = analogues.candidates(memory, count, state.season.lag, lags, level.memory)
     key = memory.keys.rows[memory.keys.stream, 0, ring.row(memory.keys, count)]
     rows, out = analogues.attend(params.recall, memory, count, key.astype(jnp.float32), among)
     row = ring.row(memory.errors, count - among.lag)
     followed = memory.errors.rows[memory.errors.stream, 0, row].astype(jnp.float32)
-    gain = model.gains(state.moments)[:, :1]
     weight = rows[0][:, None]  # (moments, 1, channels)
     without = out[0] + jnp.where(weight > 0, moved(out[0], followed, weight), 0.0)
-    served, without = (model.bounded(one, state.loss) for one in (out[0], without))
-    change = (without - served) * gain
-
     trust = experts.weights(state.loss[: len(EXPERTS)])
     ahead = state.made[:, : len(EXPERTS)].transpose(1, 0, 2)
-    trunk = jnp.sum(trust * ahead, axis=0)
-    without = moved(jnp.zeros_like(trunk), ahead - trunk, trust) / scale
+    ahead = (ahead - jnp.sum(trust * ahead, axis=0)) / scale
+
+    def served(recalled: Array, ahead: Array) -> Array:
+        """To the trunk; without the encoder, which is the same whatever is masked out."""
+        recalled = corrections.bounded(recalled, state.loss)
+        encoded = jnp.zeros_like(recalled)
+        return corrections.serve(state.corrections, state.loss, ahead, recalled, encoded)[1]
+
+    whole = served(out[0], ahead)
+    change = jax.vmap(served, (0, None))(without, ahead) - whole
+    trunks = moved(jnp.zeros_like(whole), ahead, trust)  # without each expert
+    masked = jnp.where(
+        jnp.eye(len(EXPERTS), dtype=bool)[..., None, None], 0.0, ahead - trunks[:, None]
+    )
+    moves = trunks + jax.vmap(served, (None, 0))(out[0], masked) - whole
     return Effects(
         among.lag,
         jnp.mean(rows[0], axis=1),
         jnp.mean(jnp.abs(change), axis=(1, 2)),
         jnp.mean(trust, axis=(1, 2)),
-        jnp.mean(jnp.abs(without), axis=(1, 2)),
+        jnp.mean(jnp.abs(moves), axis=(1, 2)),
     )

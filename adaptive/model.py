@@ -1,9 +1,7 @@
 """The model of one stream: trunk, recall and encoder, from one sample to its answer.
 
-    served = trunk + gain_1 recall + gain_2 encoder
-
-Both corrections aim at what the trunk gets wrong. Their gains are a discounted ridge regression on
-matured truth, step by step of the horizon, so a correction that does not help is not used.
+Experts forecast, the trunk weighs them, recall and encoder correct the trunk, and `corrections`
+learns from matured truth how far each counts in what is served.
 """
 
 # pyright: reportIncompatibleMethodOverride=false
@@ -14,19 +12,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import analogues, attention, coarse, drift, experts, glitch, moments, recall, ring
+from adaptive import (
+    analogues,
+    attention,
+    coarse,
+    corrections,
+    drift,
+    experts,
+    glitch,
+    moments,
+    recall,
+    ring,
+    seasons,
+)
 from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level
 
-TRUNK, RECALL, ENCODER, SERVED = (KINDS.index(k) for k in ("trunk", "recall", "encoder", "served"))
+TRUNK, RECALL, SERVED = (KINDS.index(kind) for kind in ("trunk", "recall", "served"))
 STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, departure of the level
-RIDGE = 0.02  # of the gains, against the variance of the residual
-SEASON_EVERY = 64  # [samples] between two looks for the season
 SLOPES = analogues.PARAMETERS  # whose slopes are kept
-MOST = 4.0  # usual errors of the trunk that a correction counts for
-SHORTEST = 24  # [samples] of the mean that forecasts are compared without
 
 
 class Shape(NamedTuple):
@@ -52,7 +57,7 @@ class State(NamedTuple):
     """What is remembered of one stream."""
 
     count: Int[Array, ""]  # number of the newest sample; -1 before the first
-    season: Int[Array, ""]  # [samples]
+    season: seasons.State
     mean: Float[Array, " channels"]  # of all values, for what is strange
     variance: Float[Array, " channels"]  # of all; forecasters go by that in `glitch`
     values: ring.Ring | ring.View  # (channels,)
@@ -66,12 +71,11 @@ class State(NamedTuple):
     memory: analogues.State
     coarse: coarse.State
     level: Float[Array, " channels"]  # mean of the newest `LEVEL` samples
-    season_level: Float[Array, " channels"]  # mean of about the newest season
     cache: attention.Cache
     made: Float[Array, "horizon made channels"]  # newest forecasts: KINDS, slopes of recall
     forecasts: ring.Ring | ring.View  # (horizon, made, channels) the earlier ones
     loss: Float[Array, "kinds horizon channels"]  # discounted squared error [variances]
-    moments: Float[Array, "horizon 5"]  # of the corrections, for the gains
+    corrections: corrections.State
     slope: Float[Array, " slopes"]  # of recall's loss, summed since the last gradient step
 
 
@@ -86,7 +90,7 @@ class Output(NamedTuple):
     weight: Float[Array, " nearest"]  # attention on them
     channel: Float[Array, " channels"]  # share in the distance to the nearest moments
     expert: Float[Array, " experts"]  # mean weight of each forecaster in the trunk
-    gain: Float[Array, " corrections"]  # mean share of recall's and of the encoder's correction
+    gain: Float[Array, " corrections"]  # how much of recall's and the encoder's correction counts
     loss: Float[Array, " kinds"]  # discounted squared error [variances], mean
 
 
@@ -106,7 +110,7 @@ def init(params: Params, shape: Shape) -> State:
     rows = shape.memory + recall.SCALES[1]  # lags, and the windows that are shown
     return State(
         count=jnp.int32(-1),
-        season=jnp.int32(1),
+        season=seasons.init(rows, channels),
         mean=zeros,
         variance=zeros,
         values=ring.init(rows, channels),
@@ -120,12 +124,11 @@ def init(params: Params, shape: Shape) -> State:
         memory=analogues.init(FEEDBACK_REACH * shape.memory, horizon, channels),
         coarse=coarse.init(shape.memory, channels),
         level=zeros,
-        season_level=zeros,
         cache=attention.init_cache(params.encoder, shape.window + shape.origins + horizon),
         made=jnp.zeros((horizon, len(KINDS) + SLOPES, channels), jnp.float32),
         forecasts=ring.init(horizon, horizon, len(KINDS) + SLOPES, channels),
         loss=jnp.zeros((len(KINDS), horizon, channels), jnp.float32),
-        moments=jnp.zeros((horizon, 5), jnp.float32),
+        corrections=corrections.init(horizon),
         slope=jnp.zeros(SLOPES, jnp.float32),
     )
 
@@ -138,29 +141,6 @@ def bank(params: Params, shape: Shape, streams: int) -> State:
     return jax.tree.map(lambda a: jnp.repeat(a, streams, axis=0), lead)
 
 
-def gains(moments: Float[Array, "horizon 5"]) -> Float[Array, "horizon 2"]:
-    """Solve for the gains of the corrections, in [0, 1].
-
-    Args:
-        moments: Discounted sums of a a, a b, b b, a r and b r over channels, with `a` and `b` the
-            corrections and `r` the residual of the trunk.
-    """
-    aa, ab, bb, ar, br = moments.T
-    aa, bb = aa * (1 + RIDGE) + 1e-6, bb * (1 + RIDGE) + 1e-6
-    det = aa * bb - ab * ab
-    both = jnp.stack(((ar * bb - br * ab) / det, (br * aa - ar * ab) / det), axis=1)
-    alone = jnp.stack((ar / aa, br / bb), axis=1)
-    # Where one would be negative the other stands alone.
-    both = jnp.where((both < 0).any(axis=1, keepdims=True), jnp.where(both < 0, 0, alone), both)
-    return jnp.clip(both, 0.0, 1.0)
-
-
-def bounded(correction: Float[Array, "..."], loss: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Cut corrections [..., horizon, channels], or an outlier that is recalled would cost most."""
-    most = MOST * jnp.sqrt(loss[TRUNK])
-    return jnp.clip(correction, -most, most)
-
-
 def judge(
     state: State,
     count: Int[Array, ""],
@@ -171,7 +151,7 @@ def judge(
     """Measure the forecasts that were made for the newest sample.
 
     Returns:
-        The state with new losses, moments and slopes; and by row h - 1 the trunk's error at the
+        The state with new losses, corrections and slopes; and by row h - 1 the trunk's error at the
         forecast made h samples ago [standard deviations], 0 where unknown.
     """
     horizon = state.loss.shape[1]
@@ -182,22 +162,19 @@ def judge(
     known = seen * (steps < count)[:, None]  # (horizon, channels)
     error = jnp.clip((x - made.transpose(1, 0, 2)) / scale, -experts.CLIP, experts.CLIP) * known
     change = drift.watch(
-        state.drift, count, error[SERVED, 0] ** 2, state.loss[SERVED, 0], state.season
+        state.drift, count, error[SERVED, 0] ** 2, state.loss[SERVED, 0], state.season.lag
     )
-    lasts = jnp.minimum(experts.memory(state.season), change.since)
+    lasts = jnp.minimum(experts.memory(state.season.lag), change.since)
     rate = jnp.maximum(1.0 / lasts, 1.0 / (count + 1))
     loss = state.loss + known * rate * (error**2 - state.loss)
 
-    left = error[TRUNK]
-    a, b = left - error[RECALL], left - error[ENCODER]  # the corrections, as cut
-    new = jnp.stack(
-        [jnp.sum(p * q, axis=1) for p, q in ((a, a), (a, b), (b, b), (a, left), (b, left))], axis=1
-    )
-    moments = state.moments * drift.kept(change, experts.memory(state.season)) + new
+    kept = drift.kept(change, experts.memory(state.season.lag))
+    learned = corrections.learn(state.corrections, error, known, loss, kept)
     # d/d theta of a Huber loss of what recall left.
     pull = jnp.clip(error[RECALL], -1.0, 1.0)
     slope = state.slope - jnp.einsum("hc,hsc->s", pull, slopes) / (horizon * x.shape[0])
-    return state._replace(drift=change, loss=loss, moments=moments, slope=slope), left
+    state = state._replace(drift=change, loss=loss, corrections=learned, slope=slope)
+    return state, error[TRUNK]
 
 
 def looked_up(
@@ -282,7 +259,7 @@ def step(
     mean, variance = moments.standardise(state.mean, state.variance, count, x, seen)
     deviation = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
 
-    others = count - jnp.stack((jnp.int32(1), state.season, 2 * state.season))
+    others = count - jnp.stack((jnp.int32(1), state.season.lag, 2 * state.season.lag))
     usual, believed = glitch.believe(
         state.glitch,
         count,
@@ -311,36 +288,29 @@ def step(
     means = coarse.take(state.coarse, count, x, seen, lags)
     level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / moments.LEVEL)
     newest_level = state.level + level_rate * (x - state.level)
-    season = lax.cond(
-        count % SEASON_EVERY == 0,
-        lambda: experts.seasonal_lag(far.distance[-1], far.compared[-1], state.season),
-        lambda: jnp.int32(0),
-    )
-    season = jnp.where(season > 0, season, state.season)
-    level_rate = believed * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(season, SHORTEST))
-    season_level = state.season_level + level_rate * (sound - state.season_level)
+    season = seasons.take(state.season, count, sound, believed, far.distance[-1], far.compared[-1])
 
     reach = experts.reach(horizon)
     window = ring.last(all_sound, count, reach)
     # Before the first sample the ring is empty: hold the first value instead of zero.
     rows = jnp.arange(reach - 1, -1, -1)[:, None]
     window = jnp.where(rows <= count, window, window[jnp.maximum(-1 - count, -window.shape[0])])
-    phase = (count % season).astype(jnp.float32) / season
-    recent = experts.Recent(window, usual.mean, scale, season_level, phase, season, state.drift)
+    recent = experts.Recent(window, usual.mean, scale, season, state.drift)
     trunk = experts.step(state.trunk, count, recent, past[-2::-1], past_believed[-2::-1] * believed)
 
     inputs = jnp.clip((sound - usual.mean) / scale, -experts.CLIP, experts.CLIP)
     inputs = jnp.concatenate((inputs, left[0]))
     cache = attention.write(params.encoder, state.cache, count, inputs)
 
-    ahead = experts.forecast(trunk, recent, experts.season_of(all_sound, count, season, horizon))
+    seasonal = (seasons.ahead(r, count, season.lag, horizon) for r in (all_sound, season.profiles))
+    ahead = experts.forecast(trunk, recent, *seasonal)
     trust = experts.weights(state.loss[: len(EXPERTS)])
     foreseen = jnp.einsum("ehc,ehc->hc", trust, ahead)
     memory, key = analogues.remember(
         state.memory,
         count,
-        (foreseen - season_level) / scale,
-        (window[-analogues.VALUES :] - season_level) / scale,
+        (foreseen - season.level) / scale,
+        (window[-analogues.VALUES :] - season.level) / scale,
         followed(state, count, past[1:], past_believed[1:], scale),
     )
 
@@ -350,7 +320,7 @@ def step(
     strange, channel = jnp.full(len(recall.SCALES), -1.0), jnp.zeros(channels, jnp.float32)
     if lags:
         far, strange, near, channel = looked_up(far, count, values, deviation, lags)
-        among = analogues.candidates(memory, count, season, near.ravel(), lags)
+        among = analogues.candidates(memory, count, season.lag, near.ravel(), lags)
         attention_on, by_recall = analogues.attend(params.recall, memory, count, key, among)
         lag, weight = analogues.shown(attention_on[0], among)
     by_encoder = zeros[0]
@@ -360,18 +330,13 @@ def step(
         )
         by_encoder = out.reshape(horizon, channels)
 
-    gain = gains(state.moments)
-    by_recall = by_recall.at[0].set(bounded(by_recall[0], state.loss))
-    by_encoder = bounded(by_encoder, state.loss)
-    corrected = jnp.stack(
-        (
-            foreseen,
-            foreseen + by_recall[0] * scale,
-            foreseen + by_encoder * scale,
-            foreseen + (gain[:, :1] * by_recall[0] + gain[:, 1:] * by_encoder) * scale,
-        )
+    recalled, encoded = (corrections.bounded(c, state.loss) for c in (by_recall[0], by_encoder))
+    corrected, served = corrections.serve(
+        state.corrections, state.loss, (ahead - foreseen) / scale, recalled, encoded
     )
-    made = jnp.concatenate((ahead, corrected, by_recall[1:])).transpose(1, 0, 2)
+    moved = jnp.stack((jnp.zeros_like(served), recalled, encoded, corrected, served))
+    answers = foreseen + moved * scale
+    made = jnp.concatenate((ahead, answers, by_recall[1:])).transpose(1, 0, 2)
     state = state._replace(
         count=count,
         season=season,
@@ -387,7 +352,6 @@ def step(
         memory=memory,
         coarse=means,
         level=newest_level,
-        season_level=season_level,
         cache=cache,
         made=made,
     )
@@ -395,5 +359,6 @@ def step(
     loss = jnp.mean(state.loss, axis=(1, 2))
     off = moments.departure(newest_level, mean, deviation, count)
     strange = jnp.concatenate((strange, means.strange, off[None]))
-    spoke = jnp.mean(trust, axis=(1, 2)), jnp.mean(gain, axis=0)
-    return state, Output(corrected[-1], spread, strange, error, lag, weight, channel, *spoke, loss)
+    gain = jnp.mean(corrections.counted(state.corrections), axis=0)
+    spoke = jnp.mean(trust, axis=(1, 2)), gain
+    return state, Output(answers[-1], spread, strange, error, lag, weight, channel, *spoke, loss)

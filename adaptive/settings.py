@@ -6,8 +6,16 @@ from typing import NamedTuple
 
 FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
 BLOCK = 32  # samples that one compiled call takes at most
-EXPERTS = ("persistence", "seasonal", "rls-long", "rls-slow", "rls-fast")
-KINDS = (*EXPERTS, "trunk", "recall", "encoder", "served")  # the forecasts that are judged
+EXPERTS = (
+    "persistence",
+    "seasonal",
+    "profile-fast",
+    "profile-slow",
+    "rls-long",
+    "rls-slow",
+    "rls-fast",
+)
+KINDS = (*EXPERTS, "trunk", "recall", "encoder", "corrected", "served")  # judged forecasts
 
 
 class Level(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from adaptive import drift, experts, ring, settings
+from adaptive import drift, experts, seasons, settings
 
 HORIZON, CHANNELS, SCALE = 3, 2, 1.5
 LAGS = experts.reach(HORIZON)
@@ -16,10 +16,13 @@ LEVEL, SEASON = (0.5, -1.0), 8
 def seen_at(window, n, scale, since=drift.NEVER):
     """What the experts see at sample `n`: levels and the season do not matter to the algebra."""
     ones = jnp.ones(CHANNELS, jnp.float32)
-    phase = (n % SEASON) / jnp.float32(SEASON)
-    level, mean = jnp.asarray(LEVEL, jnp.float32), 0.1 * ones
+    season = seasons.init(SEASON, CHANNELS)._replace(
+        lag=jnp.int32(SEASON),
+        phase=(n % SEASON) / jnp.float32(SEASON),
+        level=jnp.asarray(LEVEL, jnp.float32),
+    )
     change = drift.State(jnp.float32(0.0), jnp.int32(since))
-    return experts.Recent(window, mean, scale * ones, level, phase, jnp.int32(SEASON), change)
+    return experts.Recent(window, 0.1 * ones, scale * ones, season, change)
 
 
 @jax.jit
@@ -150,9 +153,7 @@ def test_what_the_joint_forecaster_sees_of_many_channels_is_bounded(channels):
     assert (len(lags) == 0) == (channels > 59)
     window = jnp.zeros((LAGS, channels))
     zeros = jnp.zeros(channels)
-    recent = experts.Recent(
-        window, zeros, zeros + 1, zeros, jnp.float32(0.2), jnp.int32(1), drift.init()
-    )
+    recent = experts.Recent(window, zeros, zeros + 1, seasons.init(8, channels), drift.init())
     got = np.asarray(experts.joint_regressors(recent))
     assert got.shape == (1, numbers)
     np.testing.assert_array_equal(got[0, 1 : 1 + 2 * experts.HARMONICS], 0.0)  # no season
@@ -179,10 +180,10 @@ def test_a_hundred_thousand_hard_samples_leave_everything_finite_and_able_to_lea
             recent = seen_at(lax.dynamic_slice_in_dim(held, n + 1, 96), n, 1.0)
             past = held[96 + n - 1 - jnp.arange(HORIZON)]
             season = jnp.zeros((HORIZON, CHANNELS), jnp.float32)
-            ahead = experts.forecast(state, recent, season)
+            ahead = experts.forecast(state, recent, season, season[:, None])
             state = experts.step(state, n, recent, past, known[n][None] * jnp.ones((3, 1)))
             target = held[jnp.minimum(96 + n + 1, len(held) - 1)]
-            late = jnp.abs(ahead[2:, 0] - target)  # of the regressions
+            late = jnp.abs(ahead[3:, 0] - target)  # of the regressions
             wrong = jnp.where(n >= len(values) - 1000, wrong + late / 1000, wrong)
             # What is not finite in the weights stays there; the rest is looked at in the end.
             for one in state:
@@ -202,48 +203,11 @@ def test_a_hundred_thousand_hard_samples_leave_everything_finite_and_able_to_lea
     assert float(np.min(wrong)) < 0.02
 
 
-def distance_by_lag(values, lags):
-    """Mean squared distance to the value each lag ago, over the variance, lag `lags` first."""
-    apart = [np.mean((values[lag:] - values[:-lag]) ** 2) for lag in range(lags, 0, -1)]
-    return jnp.asarray(np.array(apart) / max(np.var(values), 1e-12), jnp.float32)
-
-
-def test_the_season_of_a_daily_pattern_is_found_and_none_where_there_is_none():
-    rng, n = np.random.default_rng(2), np.arange(2000)
-    known = jnp.ones(256, jnp.float32)
-    daily = np.sin(2 * np.pi * n / 24) + 0.5 * (n % 24 < 5) + rng.normal(0, 0.2, len(n))
-    find = jax.jit(experts.seasonal_lag)
-    none = jnp.int32(1)
-    assert int(find(distance_by_lag(daily, 256), known, none)) == 24
-    assert int(find(distance_by_lag(rng.normal(size=2000), 256), known, none)) == 0
-    assert int(find(distance_by_lag(np.full(2000, 3.0), 256), known, none)) == 0
-    # Averages that are there in part count as what they are of; hardly begun ones do not.
-    assert int(find(0.3 * distance_by_lag(daily, 256), 0.3 * known, none)) == 24
-    assert int(find(0.09 * distance_by_lag(daily, 256), 0.09 * known, none)) == 0
-    week = daily + 1.0 * (n // 24 % 7 < 2)
-    assert int(find(distance_by_lag(week, 256), known, none)) == 168
-    slow = np.sin(2 * np.pi * n / 97) + rng.normal(0, 0.05, len(n))
-    assert int(find(distance_by_lag(slow, 256), known, none)) == 97
-    short = jnp.where(jnp.arange(256, 0, -1) < 20, 1.0, 0.0)
-    assert int(find(distance_by_lag(daily, 256), short, none)) == 0
-
-
-def test_a_season_is_not_given_up_for_its_multiple_that_is_hardly_nearer():
-    rng, n = np.random.default_rng(2), np.arange(2000)
-    daily = np.sin(2 * np.pi * n / 24) + 0.25 * (n // 24 % 2) + rng.normal(0, 0.3, len(n))
-    known, distance = jnp.ones(256, jnp.float32), distance_by_lag(daily, 256)
-    find = jax.jit(experts.seasonal_lag)
-    assert int(find(distance, known, jnp.int32(1))) % 48 == 0
-    assert int(find(distance, known, jnp.int32(24))) == 24
-    single = distance_by_lag(np.sin(2 * np.pi * n / 24), 256)
-    assert int(find(single, known, jnp.int32(48))) == 24  # the shorter one is as near
-
-
 def test_weights_of_experts_sum_to_one_and_follow_their_losses():
     loss = np.random.default_rng(3).uniform(0.1, 2.0, (5, HORIZON, CHANNELS))
     weigh = jax.jit(experts.weights)
     got = np.asarray(weigh(jnp.asarray(loss, jnp.float32)))
-    raised = np.exp(-2.0 * 5 * (loss - loss.min(axis=0)) / loss.mean(axis=0))
+    raised = np.exp(-experts.SHARPNESS * (loss - loss.min(axis=0)) / loss.min(axis=0))
     np.testing.assert_allclose(got, raised / raised.sum(axis=0), rtol=1e-4)
     np.testing.assert_allclose(got.sum(axis=0), 1.0, rtol=1e-6)
     assert (np.argsort(got, axis=0)[::-1] == np.argsort(loss, axis=0)).all()
@@ -252,26 +216,14 @@ def test_weights_of_experts_sum_to_one_and_follow_their_losses():
     np.testing.assert_allclose(weigh(jnp.zeros((5, HORIZON, CHANNELS))), 0.2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("lag", [1, 2, 5, 7])
-def test_a_season_is_read_as_few_whole_seasons_ago_as_lie_in_the_past(lag):
-    values, plain = ring.init(16, 1), np.arange(40.0)
-    push = jax.jit(ring.push)
-    for n, x in enumerate(plain):
-        values = push(values, jnp.int32(n), jnp.float32([x]))
-    season = partial(experts.season_of, horizon=9)
-    got = jax.jit(season)(values, jnp.int32(39), jnp.int32(lag))
-    for step in range(1, 10):
-        at = 39 + step
-        while at > 39:
-            at -= lag
-        assert float(got[step - 1, 0]) == plain[at]
-
-
 def test_a_trunk_that_has_seen_nothing_forecasts_persistence_or_the_season():
     window = jnp.asarray(np.random.default_rng(4).normal(size=(96, CHANNELS)), jnp.float32)
     season = jnp.arange(HORIZON * CHANNELS, dtype=jnp.float32).reshape(HORIZON, CHANNELS)
     recent = seen_at(window, jnp.int32(3), 1.0)
-    got = jax.jit(experts.forecast)(experts.init(CHANNELS, HORIZON), recent, season)
+    profiles = jnp.stack((season + 1, season + 2), axis=1)
+    untaught = experts.init(CHANNELS, HORIZON)
+    got = jax.jit(experts.forecast)(untaught, recent, season, profiles)
+    known = {"seasonal": season, "profile-fast": season + 1, "profile-slow": season + 2}
     for number, name in enumerate(settings.EXPERTS):
-        wanted = season if name == "seasonal" else np.tile(window[-1], (HORIZON, 1))
-        np.testing.assert_allclose(got[number], wanted, atol=1e-6)
+        wanted = known.get(name, np.tile(window[-1], (HORIZON, 1)))
+        np.testing.assert_allclose(got[number], wanted, atol=1e-5)

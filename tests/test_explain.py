@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import analogues, experts, explain, model, recall, ring
+from adaptive import analogues, corrections, experts, explain, model, recall, ring
 from adaptive.model import Shape
 from adaptive.settings import EXPERTS, Level
 
@@ -47,22 +47,25 @@ def found(state):
 
 @jax.jit
 def correction(state, masked):
-    """What is served of recall's correction, with some moments masked out before the softmax."""
+    """What is served beside the encoder, with some moments masked out before the softmax."""
     near = recall.nearest(recall.distances(state.far, state.count, LEVEL.memory))
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
     memory = state.memory
-    among = analogues.candidates(memory, state.count, state.season, lags, LEVEL.memory)
+    among = analogues.candidates(memory, state.count, state.season.lag, lags, LEVEL.memory)
     among = among._replace(may=among.may.at[masked].set(0.0))
     key = memory.keys.rows[0, 0, ring.row(memory.keys, state.count)].astype(jnp.float32)
     out = analogues.attend(PARAMS.recall, memory, state.count, key, among)[1]
-    return model.bounded(out[0], state.loss) * model.gains(state.moments)[:, :1]
+    recalled = corrections.bounded(out[0], state.loss)
+    none = jnp.zeros_like(recalled)
+    ahead = jnp.zeros((len(EXPERTS), *none.shape))
+    return corrections.serve(state.corrections, state.loss, ahead, recalled, none)[1]
 
 
 NONE = jnp.zeros(0, jnp.int32)
 
 
 def test_the_effect_of_a_moment_is_what_masking_it_out_changes(state, found):
-    assert int(state.season) == 24
+    assert int(state.season.lag) == 24
     whole, weight = correction(state, NONE), np.asarray(found.weight)
     assert weight.sum() == pytest.approx(1.0, rel=1e-5)
     for k in np.argsort(-weight)[[0, 1, 2, 5, 9]]:
@@ -114,11 +117,20 @@ def test_the_effect_of_an_expert_is_what_the_others_would_say_without_it(state, 
     trust = np.asarray(experts.weights(state.loss[: len(EXPERTS)]), np.float64)
     ahead = np.asarray(state.made[:, : len(EXPERTS)], np.float64).transpose(1, 0, 2)
     scale = np.sqrt(np.asarray(state.glitch.variance, np.float64))
-    trunk = (trust * ahead).sum(axis=0)
+    limit = np.sqrt(np.asarray(state.loss[corrections.TRUNK], np.float64))
+    share = np.asarray(corrections.shares(state.corrections), np.float64)
+    assert np.abs(share[:, : len(EXPERTS)]).max() > 0.01
+
+    def served(trunk, speak):
+        """Less what recall brings, which is the same whoever speaks."""
+        parts = np.clip((ahead - trunk) / scale, -limit, limit) * speak[:, None, None]
+        return trunk / scale + np.einsum("he,ehc->hc", share[:, : len(EXPERTS)], parts)
+
+    whole = served((trust * ahead).sum(axis=0), np.ones(len(EXPERTS)))
     for k in range(len(EXPERTS)):
-        others = np.delete(trust, k, axis=0)
-        rest = (others * np.delete(ahead, k, axis=0)).sum(axis=0) / others.sum(axis=0)
-        wanted = np.abs((trunk - rest) / scale).mean()
+        speak = np.arange(len(EXPERTS)) != k
+        rest = (trust[speak] * ahead[speak]).sum(axis=0) / trust[speak].sum(axis=0)
+        wanted = np.abs(served(rest, speak) - whole).mean()
         assert found.expert_effect[k] == pytest.approx(wanted, rel=1e-2, abs=1e-5)
     np.testing.assert_allclose(found.expert_weight, trust.mean(axis=(1, 2)), rtol=1e-4)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import drift, model, settings
+from adaptive import drift, settings
 from adaptive.controller import Controller
 from adaptive.settings import Model
 
@@ -173,52 +173,6 @@ def test_changes_of_level_leave_the_cache_as_if_always_at_full(fresh):
     for got, wanted in zip(changing.engine.bank.cache, still.engine.bank.cache, strict=True):
         np.testing.assert_allclose(got.rows[0], wanted.rows[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(changing.engine.bank.values.rows, still.engine.bank.values.rows)
-
-
-def moments_of(a, b, r):
-    """[5] sums over samples and channels."""
-    return [(p * q).sum() for p, q in ((a, a), (a, b), (b, b), (a, r), (b, r))]
-
-
-def test_gains_are_the_ridge_regression_of_the_residual_on_the_corrections():
-    rng = np.random.default_rng(2)
-    a, b = rng.normal(size=(2, 400))
-    cases = [
-        0.6 * a + 0.3 * b,
-        0.5 * a - 0.4 * b,  # the second would be negative: the first alone
-        -0.5 * a - 0.4 * b,
-        3.0 * a + 0.2 * b,  # never more than the whole correction
-        0.7 * a,
-    ]
-    cases = [r + rng.normal(0, 0.1, 400) for r in cases]
-    moments = np.array([moments_of(a, b, r) for r in cases] + [[0.0] * 5], np.float32)
-    got = np.asarray(jax.jit(model.gains)(moments))
-    for r, gain in zip(cases, got, strict=False):
-        x = np.stack((a, b), axis=1)
-        ridge = np.diag(np.diag(x.T @ x)) * model.RIDGE
-        both = np.linalg.solve(x.T @ x + ridge, x.T @ r)
-        alone = (x.T @ r) / np.diag(x.T @ x + ridge)
-        if (both < 0).any():
-            both = np.where(both < 0, 0.0, alone)
-        np.testing.assert_allclose(gain, np.clip(both, 0, 1), atol=1e-3)
-    np.testing.assert_array_equal(got[-1], 0.0)
-
-
-def test_one_correction_counts_no_more_than_some_usual_errors_of_the_trunk():
-    loss = jnp.ones((len(settings.KINDS), 1, 2)).at[model.TRUNK, 0].set(jnp.array([0.04, 1.0]))
-    got = model.bounded(jnp.array([[[5.0, 5.0]], [[-0.1, -3.0]]]), loss)
-    np.testing.assert_allclose(got, [[[0.8, 4.0]], [[-0.1, -3.0]]], rtol=1e-6)
-
-
-def test_gains_lie_between_none_and_the_whole_correction_whatever_the_moments():
-    rng = np.random.default_rng(3)
-    scale = 10.0 ** rng.uniform(-8, 8, (500, 3))
-    a, b, r = (rng.normal(size=(500, 6)) * scale[:, k, None] for k in range(3))
-    b[::3] = a[::3]  # collinear
-    moments = np.array([moments_of(*row) for row in zip(a, b, r, strict=True)], np.float32)
-    got = np.asarray(jax.jit(model.gains)(moments))
-    assert np.isfinite(got).all()
-    assert ((got >= 0) & (got <= 1)).all()
 
 
 def test_after_a_change_losses_are_those_of_the_new_stream(fresh):

@@ -1,0 +1,159 @@
+"""The season of a stream: how long it lasts, its level, and what each place in it usually brings.
+
+A season is found from the distances to the values each lag ago. Its profiles are exponential
+averages over seasons of the value at each place,
+
+    profile(t) = profile(t - season) + rate (x(t) - profile(t - season)),
+
+plain averages while the seasons are few. Where there is no season the lag is 1, and they are
+exponentially smoothed values.
+
+References:
+    Brown, Smoothing, Forecasting and Prediction of Discrete Time Series, 1963; Winters,
+    Forecasting sales by exponentially weighted moving averages, 1960, for the seasonal form.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from adaptive import ring
+
+EVERY = 64  # [samples] between two looks for the season
+SHORTEST = 24  # [samples] of the mean that forecasts are compared without
+RATES = (0.3, 0.1)  # of the profiles, for each season
+LONGEST = 1 << 24  # [samples] that are counted
+AS_NEAR, NEAR = 1.1, 0.01  # relative, [variances]: how far two averages differ by chance
+SOUND = 0.1  # how much of the average of a lag must be there, in [0, 1]
+CLEAR, CLEAR_AGAIN = 0.8, 0.85  # of the largest distance before, at a season and at two
+NEIGHBOUR = 16  # so many times shorter than a season is what two measures of it may differ by
+STAY = 1.5  # relative: a season is given up for a longer one that is nearer by so much
+
+
+class State(NamedTuple):
+    """What is known of the season of one stream."""
+
+    lag: Int[Array, ""]  # [samples]; 1 where none is known
+    since: Int[Array, ""]  # [samples] since it was found
+    phase: Float[Array, ""]  # place in it, in [0, 1); goes on when it is measured anew
+    level: Float[Array, " channels"]  # mean of about the newest one
+    profiles: ring.Ring | ring.View  # (rates, channels)
+    before: Float[Array, "rates channels"]  # the profiles one season before the next sample
+
+
+def init(memory: int, channels: int) -> State:
+    """No season; it may last as many samples as there is memory."""
+    return State(
+        jnp.int32(1),
+        jnp.int32(-1),
+        jnp.float32(0.0),
+        jnp.zeros(channels, jnp.float32),
+        ring.init(memory, len(RATES), channels),
+        jnp.zeros((len(RATES), channels), jnp.float32),
+    )
+
+
+def take(
+    state: State,
+    count: Int[Array, ""],
+    x: Float[Array, " channels"],
+    believed: Float[Array, " channels"],
+    distance: Float[Array, " lags"],
+    known: Float[Array, " lags"],
+) -> State:
+    """Take in a sample.
+
+    Args:
+        state: What was known.
+        count: Number of the sample.
+        x: The sample as forecasters see it.
+        believed: 1 where it was measured and is believed.
+        distance: See `nearest`.
+        known: See `nearest`.
+    """
+    found = lax.cond(
+        count % EVERY == 0, lambda: nearest(distance, known, state.lag), lambda: jnp.int32(0)
+    )
+    lag = jnp.where(found > 0, found, state.lag)
+    since = jnp.where(same(lag, state.lag), jnp.minimum(state.since + 1, LONGEST), 0)
+    rate = believed * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(lag, SHORTEST))
+    level = state.level + rate * (x - state.level)
+    rates = jnp.maximum(jnp.asarray(RATES, jnp.float32), 1.0 / (1 + since // lag))[:, None]
+    # In the first season a profile is what was seen or, where nothing was, foreseen.
+    rates = jnp.where(since < lag, 1.0, rates * believed)
+    profiles = ring.push(state.profiles, count, state.before + rates * (x - state.before))
+    before = profiles.rows[profiles.stream, 0, ring.row(profiles, count + 1 - lag)]
+    phase = (state.phase + 1.0 / lag) % 1.0
+    return State(lag, since, phase, level, profiles, before)
+
+
+def ahead(
+    values: ring.Ring | ring.View,
+    count: Int[Array, ""],
+    lag: Int[Array, ""],
+    horizon: int,
+) -> Float[Array, "horizon *shape"]:
+    """Read the rows one season (or as few whole seasons as needed) before each step.
+
+    Args:
+        values: A row for each sample.
+        count: Number of the newest sample.
+        lag: The season [samples], at least 1.
+        horizon: How many steps.
+
+    Returns:
+        For step h the row `lag * ceil(h / lag) - h` samples ago.
+    """
+    steps = jnp.arange(1, horizon + 1)
+    ago = lag * (-(-steps // lag)) - steps
+    return values.rows[values.stream, 0, ring.row(values, count - ago)]
+
+
+def same(lag: Int[Array, ""], other: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether two lags differ by no more than a season's own irregularity."""
+    return NEIGHBOUR * jnp.abs(lag - other) <= lag
+
+
+def nearest(
+    distance: Float[Array, " lags"], known: Float[Array, " lags"], now: Int[Array, ""]
+) -> Int[Array, ""]:
+    """Find the season: the least distance among lags that are nearer than shorter ones.
+
+    Half a season ago values are more different than a whole one ago, and two seasons ago they are
+    alike again: the distances at a lag and at twice that lag must be clearly below the largest one
+    before it, however strong level and noise are beside the season. By chance a multiple of the
+    season is often nearer than the season itself. So the shortest lag that the least one is a
+    multiple of is taken, if it is as near but for chance.
+
+    Args:
+        distance: Slowly averaged squared distance to the value each lag ago, for lags
+            `len(distance)` down to 1 [variances]; about 2 (1 - autocorrelation).
+        known: How much of the average is there, in [0, 1].
+        now: The season so far [samples], kept unless a longer one is clearly nearer.
+
+    Returns:
+        The lag [samples]; 0 where no season shows.
+    """
+    lags = distance.shape[0]
+    by_lag, there = distance[::-1], known[::-1] > SOUND
+    by_lag = jnp.where(there, by_lag / known[::-1], 0.0)
+    most = lax.cummax(by_lag)
+    falls = jnp.where(most > NEAR, by_lag / jnp.maximum(most, NEAR), 1.0)
+    again = jnp.append(falls[1::2], jnp.ones(lags - lags // 2))  # at twice the lag
+    again_there = jnp.append(there[1::2], jnp.zeros(lags - lags // 2, bool))
+    recurs = (falls < CLEAR) & there & ((again < CLEAR_AGAIN) | ~again_there)
+    candidate = jnp.where(recurs, by_lag, jnp.inf)
+    # The end of what is known may still be on the way down.
+    rises = jnp.append((by_lag[1:] >= by_lag[:-1]) & there[1:], jnp.array([False]))
+    least = jnp.min(jnp.where(rises, candidate, jnp.inf))
+    lag = jnp.arange(1, lags + 1)
+    first = jnp.min(jnp.where(rises & (candidate <= least), lag, lags))
+    times = (2 * first + lag) // (2 * lag)  # first / lag, rounded
+    near = candidate <= AS_NEAR * least + NEAR
+    whole = (2 * jnp.abs(first - times * lag) <= times) & (times > 0)
+    first = jnp.min(jnp.where(whole & near, lag, first))
+    stays = candidate[jnp.clip(now - 1, 0, lags - 1)] <= STAY * least + NEAR
+    first = jnp.where(stays & (now < first) & ~same(now, first), now, first)
+    return jnp.where(jnp.isfinite(least), first, 0)
