@@ -13,7 +13,7 @@ and a channel attends by how alike paths and values are, with less weight for wh
     softmax over moments of -(s1 own path + s2 own values + s3 paths of all channels + a age).
 
 The penalties s and a are adjusted online by gradients through the softmax. What is kept is in
-standard deviations, in half precision: errors beyond the thousandth are noise here.
+standard deviations, in eight bits: what is smaller is noise here.
 
 References:
     Lorenz, Atmospheric predictability as revealed by naturally occurring analogues, 1969: there
@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import ring
+from adaptive import packed
 
 SEASONS, LONGEST = 160, 4096  # moments whole seasons ago, at a memory of so many samples
 FEWEST = 8  # at the least
@@ -36,7 +36,7 @@ POINTS = 14  # steps of the horizon in a key, at most
 FULL = 4096  # [samples] the age that the penalty on age is given for
 FIRST_SHARPNESS, FIRST_AGE = (1.6, 0.8, 1.6), 0.2
 SHOWN = 5  # moments that are named as an explanation
-LARGEST = 1e4  # [standard deviations] in a key; half precision ends at 6e4
+LARGEST = 1e4  # [standard deviations] in a key
 
 
 class Params(NamedTuple):
@@ -49,8 +49,8 @@ class Params(NamedTuple):
 class State(NamedTuple):
     """What is remembered of one stream."""
 
-    keys: ring.Ring | ring.View  # (channels, points + VALUES) [standard deviations]
-    errors: ring.Ring | ring.View  # (horizon, channels) that followed [standard deviations]
+    keys: packed.Packed  # (channels, points + VALUES) [standard deviations]
+    errors: packed.Packed  # (channels, horizon) that followed [standard deviations]
 
 
 class Candidates(NamedTuple):
@@ -77,8 +77,8 @@ def init(memory: int, horizon: int, channels: int) -> State:
     """An empty memory of `memory` moments."""
     size = len(points(horizon)) + VALUES
     return State(
-        ring.init(memory, channels, size, copies=1, dtype=jnp.float16),
-        ring.init(memory, horizon, channels, copies=1, dtype=jnp.float16),
+        packed.init(memory, channels, size),
+        packed.init(memory, channels, horizon),
     )
 
 
@@ -103,8 +103,8 @@ def remember(
     """
     key = jnp.concatenate((path[points(path.shape[0])], newest)).T
     key = jnp.clip(key, -LARGEST, LARGEST)
-    keys = ring.push(state.keys, count, key)
-    return State(keys, ring.push(state.errors, count - path.shape[0], errors)), key
+    keys = packed.push(state.keys, count, key)
+    return State(keys, packed.push(state.errors, count - path.shape[0], errors.T)), key
 
 
 def candidates(
@@ -123,12 +123,12 @@ def candidates(
         near: Lags of other moments that may be alike [samples]; 0 for none.
         memory: How many moments a level attends to, static; it looks as many seasons back.
     """
-    horizon = state.errors.rows.shape[3]
+    horizon = state.errors.numbers.rows.shape[-1]
     # Nearest at several scales, a moment still speaks once.
     near = jnp.where(jnp.tril(near[:, None] == near, -1).any(axis=1), 0, near)
     seasons = max(SEASONS * memory // LONGEST, FEWEST)
     lag = jnp.concatenate((season * jnp.arange(1, seasons + 1), near))
-    reach = jnp.minimum(count, state.keys.length - 1)
+    reach = jnp.minimum(count, state.keys.numbers.length - 1)
     may = (lag >= horizon) & (lag <= reach)
     return Candidates(jnp.maximum(lag, 1), may.astype(jnp.float32))
 
@@ -155,8 +155,7 @@ def attend(
         parameter by softmax's own rule: what is recalled with that row of weights, less the
         row's sum times the correction.
     """
-    row = ring.row(state.keys, count - among.lag)
-    keys = state.keys.rows[state.keys.stream, 0, row].astype(jnp.float32)
+    keys = packed.read(state.keys, count - among.lag)
     apart = (keys - key) ** 2  # (moments, channels, numbers)
     own = jnp.mean(apart[..., :-VALUES], axis=2)
     kinds = jnp.stack(
@@ -176,8 +175,8 @@ def attend(
     rows = weight * jnp.concatenate(
         (jnp.ones((1, *weight.shape)), jnp.where(may, -far, 0.0), -old[None])
     )
-    errors = state.errors.rows[state.errors.stream, 0, row].astype(jnp.float32)
-    out = jnp.einsum("pnc,nhc->phc", rows, errors)
+    errors = packed.read(state.errors, count - among.lag)
+    out = jnp.einsum("pnc,nch->phc", rows, errors)
     total = jnp.sum(rows[1:], axis=1)[:, None]
     return rows, jnp.concatenate((out[:1], out[1:] - total * out[0]))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from adaptive import analogues, corrections, experts, glitch, model, recall, ring
+from adaptive import analogues, corrections, experts, glitch, model, packed, recall
 from adaptive.settings import EXPERTS, Level
 
 ALONE = 1e-6  # what others weigh together at least, or the part was the only one
@@ -53,10 +53,9 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
     near = recall.nearest(recall.distances(state.far, count, level.memory))
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
     among = analogues.candidates(memory, count, state.season.lag, lags, level.memory)
-    key = memory.keys.rows[memory.keys.stream, 0, ring.row(memory.keys, count)]
-    rows, out = analogues.attend(params.recall, memory, count, key.astype(jnp.float32), among)
-    row = ring.row(memory.errors, count - among.lag)
-    followed = memory.errors.rows[memory.errors.stream, 0, row].astype(jnp.float32)
+    key = packed.read(memory.keys, count)
+    rows, out = analogues.attend(params.recall, memory, count, key, among)
+    followed = packed.read(memory.errors, count - among.lag).swapaxes(1, 2)
     weight = rows[0][:, None]  # (moments, 1, channels)
     without = out[0] + jnp.where(weight > 0, moved(out[0], followed, weight), 0.0)
     trust = experts.weights(state.loss[: len(EXPERTS)])

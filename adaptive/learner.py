@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import analogues, attention, model, ring
+from adaptive import analogues, attention, model, packed, ring
 from adaptive.model import Params, Shape
 
 Tree = TypeVar("Tree")  # of arrays
@@ -78,9 +78,8 @@ def loss(params: attention.Params, state: model.State, shape: Shape) -> Float[Ar
     rows = shape.window + shape.origins - 1
     inputs = ring.last(state.cache.inputs, newest, rows)
     seen = (jnp.arange(rows - 1, -1, -1) <= newest).astype(jnp.float32)
-    errors = state.memory.errors
-    origins = ring.row(errors, newest - jnp.arange(shape.origins - 1, -1, -1))
-    target = errors.rows[errors.stream, 0, origins].astype(jnp.float32)
+    origins = newest - jnp.arange(shape.origins - 1, -1, -1)
+    target = packed.read(state.memory.errors, origins).swapaxes(1, 2)
     got = attention.encode_window(params, inputs, seen, window=shape.window, heads=shape.heads)
     known = seen[-shape.origins :, None]
     return jnp.sum(known * optax.huber_loss(got, target.reshape(got.shape), delta=HUBER)) / (

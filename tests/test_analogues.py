@@ -60,17 +60,17 @@ def test_what_is_recalled_is_a_softmax_over_seasons_and_near_moments_and_so_are_
     params = analogues.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
     rows, out = attend(params, state, count, key, among)
     expected, weight = by_hand(theta, wanted, *past)
-    np.testing.assert_allclose(out[0], expected, atol=4e-3)  # half precision
+    np.testing.assert_allclose(out[0], expected, atol=2e-2)  # eight bits
     np.testing.assert_allclose(rows[0].sum(axis=0), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(rows[0][np.asarray(among.may) > 0], weight, atol=4e-3)
+    np.testing.assert_allclose(rows[0][np.asarray(among.may) > 0], weight, atol=1e-2)
     for k, step in enumerate(1e-5 * np.eye(4)):
         ends = [by_hand(theta + sign * step, wanted, *past)[0] for sign in (1, -1)]
-        np.testing.assert_allclose(out[1 + k], (ends[0] - ends[1]) / 2e-5, atol=8e-3)
+        np.testing.assert_allclose(out[1 + k], (ends[0] - ends[1]) / 2e-5, atol=3e-2)
     lag, share = analogues.shown(rows[0], among)
     mean = weight.mean(axis=1)
     best = np.argsort(-mean)[: analogues.SHOWN]
     assert [int(one) for one in lag] == [wanted[k] for k in best]
-    np.testing.assert_allclose(share, mean[best], atol=4e-3)
+    np.testing.assert_allclose(share, mean[best], atol=1e-2)
 
 
 def test_nothing_is_recalled_of_moments_that_were_not_or_whose_errors_are_not_known():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import analogues, corrections, experts, explain, model, recall, ring
+from adaptive import analogues, corrections, experts, explain, model, packed, recall
 from adaptive.model import Shape
 from adaptive.settings import EXPERTS, Level
 
@@ -53,7 +53,7 @@ def correction(state, masked):
     memory = state.memory
     among = analogues.candidates(memory, state.count, state.season.lag, lags, LEVEL.memory)
     among = among._replace(may=among.may.at[masked].set(0.0))
-    key = memory.keys.rows[0, 0, ring.row(memory.keys, state.count)].astype(jnp.float32)
+    key = packed.read(memory.keys, state.count)
     out = analogues.attend(PARAMS.recall, memory, state.count, key, among)[1]
     recalled = corrections.bounded(out[0], state.loss)
     none = jnp.zeros_like(recalled)
