@@ -41,7 +41,8 @@ class Engine:
         self.learned, self.bank = jax.jit(start, static_argnums=(1, 2))(
             self.params, self.shape, streams
         )
-        self.programs = Programs(self.shape, s.ladder(), streams, s.learn_every_samples > 0)
+        objective = s.objective if s.learn_every_samples else None
+        self.programs = Programs(self.shape, s.ladder(), streams, objective)
 
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of what a program gives of each sample, in their order: `model.Output`."""

@@ -6,15 +6,23 @@ step. Steps are bounded (Huber loss, clipped norm, Adam), a step that is not fin
 recall's penalties stay within a factor of their first values, and keys and values in every cache
 are made anew afterwards.
 
+What has no gradient is made small by random search: `misses`, the share of errors larger than the
+trunk's usual one, which is what a limit cares for. Then the encoder's readout moves by what pairs
+of opposite random steps tell of the objective; Adam, bounds and judgement are the same.
+
 An anchor stands beside the encoder: the parameters that were last found good. Before each step
 both are judged on the same matured moments, which neither has learned from. If in the mean the
 encoder that learns is better it becomes the anchor; if it is clearly worse it goes back to it.
 
 References:
-    Huber 1964 for the loss; Kingma & Ba, Adam, 2015, by way of Optax. Dawid, Present position and
-    potential developments: the prequential approach, 1984, for judging before learning.
+    Salimans et al., Evolution strategies as a scalable alternative to reinforcement learning, 2017,
+    for the search, with antithetic pairs. Huber 1964 for the loss; Kingma & Ba, Adam, 2015, by way
+    of Optax. Dawid, Present position and potential developments: the prequential approach, 1984,
+    for judging before learning.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -32,6 +40,7 @@ HUBER = 4.0  # [standard deviations] beyond it errors count linearly
 LARGEST_STEP = 1.0  # norm of a gradient; a longer one is cut
 REACH = 2.1  # that the logarithm of a penalty may move: a factor of 8
 JUDGED = 64  # steps that a judgement takes, at least, and the memory of its means
+PAIRS, SIZE = 16, 0.05  # of random steps, and their deviation
 WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much goes back
 
 
@@ -43,12 +52,13 @@ class State(NamedTuple):
     usual: Float[Array, ""]  # discounted mean of the anchor's loss
     excess: Float[Array, ""]  # and of what the encoder's was more
     steps: Int[Array, ""]  # since the anchor and the encoder were the same
+    taken: Int[Array, ""]  # steps in all; each searches in other directions
 
 
 class Report(NamedTuple):
     """What became of a step."""
 
-    loss: Float[Array, ""]  # Huber, of the encoder, before the step [variances]
+    loss: Float[Array, ""]  # of the encoder, before the step: [variances], or a share
     landed: Bool[Array, ""]  # else it was not finite and changed nothing, or the encoder went back
 
 
@@ -60,19 +70,23 @@ def optimiser() -> optax.GradientTransformation:
 def init(params: Params) -> State:
     """Nothing learned: the parameters are their own anchor."""
     zero = jnp.float32(0.0)
-    return State(optimiser().init(params), params.encoder, zero, zero, jnp.int32(0))
+    none = jnp.int32(0)
+    return State(optimiser().init(params), params.encoder, zero, zero, none, none)
 
 
-def loss(params: attention.Params, state: model.State, shape: Shape) -> Float[Array, ""]:
-    """Huber loss of the encoder against the trunk's errors after the newest matured moments.
+def loss(
+    params: attention.Params, state: model.State, shape: Shape, objective: str = "huber"
+) -> Float[Array, ""]:
+    """Loss of the encoder against the trunk's errors after the newest matured moments.
 
     Args:
         params: The encoder.
         state: The stream.
         shape: Of the model; `origins` moments are learned from.
+        objective: `huber` [variances] or `misses`.
 
     Returns:
-        The mean over moments, steps and channels [variances].
+        The mean over moments, steps and channels.
     """
     newest = state.count - shape.horizon  # the newest moment whose errors are all known
     rows = shape.window + shape.origins - 1
@@ -82,9 +96,24 @@ def loss(params: attention.Params, state: model.State, shape: Shape) -> Float[Ar
     target = packed.read(state.memory.errors, origins).swapaxes(1, 2)
     got = attention.encode_window(params, inputs, seen, window=shape.window, heads=shape.heads)
     known = seen[-shape.origins :, None]
-    return jnp.sum(known * optax.huber_loss(got, target.reshape(got.shape), delta=HUBER)) / (
-        jnp.maximum(jnp.sum(known), 1.0) * got.shape[1]
-    )
+    error = got - target.reshape(got.shape)
+    if objective == "misses":
+        of = (jnp.abs(error) > jnp.sqrt(state.loss[model.TRUNK]).ravel()).astype(jnp.float32)
+    else:
+        of = optax.huber_loss(error, delta=HUBER)
+    return jnp.sum(known * of) / (jnp.maximum(jnp.sum(known), 1.0) * got.shape[1])
+
+
+def search(
+    f: Callable[[Array], Float[Array, ""]], at: Array, key: Array
+) -> tuple[Float[Array, ""], Array]:
+    """Value of a function, and the direction in which it grows, by pairs of opposite steps.
+
+    The direction is that of the gradient of the function when it is blurred by such steps.
+    """
+    steps = SIZE * jax.random.normal(key, (PAIRS, *at.shape))
+    ahead, back = jax.vmap(f)(at + steps), jax.vmap(f)(at - steps)
+    return f(at), jnp.tensordot(ahead - back, steps, axes=1) / (2 * PAIRS * SIZE**2)
 
 
 def step(
@@ -93,6 +122,7 @@ def step(
     bank: model.State,
     stream: Int[Array, ""],
     shape: Shape,
+    objective: str = "huber",
 ) -> tuple[Params, State, model.State, Report]:
     """Take one gradient step on the feedback of one stream.
 
@@ -102,19 +132,28 @@ def step(
         bank: All streams, on a leading axis.
         stream: Which stream to learn from.
         shape: Of the model, static.
+        objective: Static; see `loss`.
 
     Returns:
         Parameters, learner and bank after the step, and a report. The caches are consistent with
         the parameters that are returned.
     """
     row = ring.of_stream(bank, stream)
-    value, slope = jax.value_and_grad(loss)(params.encoder, row, shape)
+    of = partial(loss, state=row, shape=shape, objective=objective)
+    if objective == "misses":
+        key = jax.random.fold_in(jax.random.key(0), learned.taken)
+        value, head = search(
+            lambda head: of(params.encoder._replace(head=head)), params.encoder.head, key
+        )
+        slope = jax.tree.map(jnp.zeros_like, params.encoder)._replace(head=head)
+    else:
+        value, slope = jax.value_and_grad(of)(params.encoder)
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     updates, moved = optimiser().update(slopes, learned.momenta, params)
     stepped = bounded(jax.tree.map(jnp.add, params, updates))
     numbers = jax.tree.leaves((value, slopes, stepped))
     finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
-    judged, goes_back = judge(learned, params.encoder, value, loss(learned.anchor, row, shape))
+    judged, goes_back = judge(learned, params.encoder, value, of(learned.anchor))
     stepped = stepped._replace(encoder=chosen(goes_back, judged.anchor, stepped.encoder))
     moved = chosen(goes_back, optimiser().init(params), moved)
     params = chosen(finite, stepped, params)
@@ -165,6 +204,7 @@ def judge(
         jnp.where(anew, 0.0, usual),
         jnp.where(anew, 0.0, excess),
         jnp.where(anew, 0, steps),
+        learned.taken + 1,
     )
     return state, worse
 

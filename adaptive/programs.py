@@ -59,17 +59,17 @@ def run(params, bank, block, count, *, level):
 class Programs:
     """The programs of a bank: one for each level, and the gradient step."""
 
-    def __init__(self, shape: Shape, levels: Sequence[Level], streams: int, learns: bool):
+    def __init__(self, shape: Shape, levels: Sequence[Level], streams: int, objective: str | None):
         """Compile nothing yet.
 
         Args:
             shape: Of the model.
             levels: Cheapest first.
             streams: In the bank.
-            learns: Whether gradient steps will be taken.
+            objective: Of gradient steps; None if none will be taken.
         """
-        self.shape, self.levels, self.learns = shape, tuple(levels), learns
-        self.form = (shape, self.levels, streams, learns)
+        self.shape, self.levels, self.objective = shape, tuple(levels), objective
+        self.form = (shape, self.levels, streams, objective)
         self.run: dict[int, Compiled] = {}
         self.learn: Compiled | None = None
 
@@ -82,8 +82,9 @@ class Programs:
         for i in levels:
             jitted = jax.jit(partial(run, level=self.levels[i]), donate_argnums=1)
             jobs[i] = jitted.lower(params, bank, self.no_block(), np.int32(1)).compile
-        if self.learns:
-            jitted = jax.jit(partial(learner.step, shape=self.shape), donate_argnums=2)
+        if self.objective:
+            step = partial(learner.step, shape=self.shape, objective=self.objective)
+            jitted = jax.jit(step, donate_argnums=2)
             jobs["learn"] = jitted.lower(params, learned, bank, np.int32(0)).compile
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}

@@ -15,6 +15,7 @@ EXPERTS = (
     "rls-slow",
     "rls-fast",
 )
+OBJECTIVES = ("huber", "misses")
 KINDS = (*EXPERTS, "trunk", "recall", "encoder", "corrected", "served")  # judged forecasts
 
 
@@ -51,6 +52,9 @@ class Model:
     """Attention heads of the encoder."""
     learn_every_samples: int = 32
     """A gradient step is due after so many samples of a stream; 0: never."""
+    objective: str = "huber"
+    """What the encoder learns to make small: `huber`, its squared error, cut for outliers, by
+    gradients; `misses`, the share of errors larger than usual, by random search."""
     seed: int = 0
     """Of the first parameters."""
 
@@ -66,6 +70,10 @@ class Model:
         for name in ("learn_every_samples", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must be at least 0, got {getattr(self, name)}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"model.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
+            )
         if self.dim % self.heads:
             raise ValueError(
                 f"model.dim must be a multiple of model.heads, got {self.dim} and {self.heads}"

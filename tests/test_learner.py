@@ -272,3 +272,32 @@ def test_the_slopes_that_recall_gathers_are_finite_differences_of_its_loss():
     # Slopes are in deviations of when the forecast was made, which drift a little.
     most = 0.005 * np.linalg.norm(wanted)
     np.testing.assert_allclose(state.slope, wanted, rtol=0.08, atol=most)
+
+
+def test_random_search_points_where_the_blurred_function_grows():
+    found = jax.jit(partial(learner.search, lambda w: jnp.sum((w - 1.0) ** 2)))
+    at, keys = jnp.array([0.0, 3.0, 1.0]), jax.random.split(jax.random.key(1), 300)
+    values, slopes = zip(*(found(at, key) for key in keys), strict=True)
+    assert {float(value) for value in values} == {5.0}
+    # Without bias: many searches together are the gradient.
+    np.testing.assert_allclose(np.mean(slopes, axis=0), [-2.0, 4.0, 0.0], atol=0.25)
+
+
+def test_what_has_no_gradient_is_learned_by_random_search():
+    params, objective = random_params(3), "misses"
+    params = params._replace(
+        encoder=params.encoder._replace(head=jnp.zeros_like(params.encoder.head))
+    )
+    learned, (bank, _, _) = learner.init(params), fed(params, 60)
+    loss = jnp.full_like(bank.loss, 0.04)  # usual errors of 0.2
+    bank = bank._replace(loss=loss)
+    search = jax.jit(partial(learner.step, shape=SHAPE, objective=objective))
+    shares, first = [], params.encoder
+    for _ in range(400):
+        params, learned, bank, report = search(params, learned, bank, jnp.int32(1))
+        shares.append(float(report.loss))
+    assert 0 < shares[0] <= 1
+    assert np.mean(shares[-20:]) < 0.9 * shares[0]
+    assert int(learned.taken) == 400
+    for name, before, after in zip(first._fields, first, params.encoder, strict=True):
+        assert (name == "head") == bool(np.any(np.asarray(before) != np.asarray(after))), name

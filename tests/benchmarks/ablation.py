@@ -37,7 +37,7 @@ def forecasts(values, settings, learns):
 
         return jax.lax.scan(one, bank, rows)
 
-    step = jax.jit(lambda p, m, b: learner.step(p, m, b, jnp.int32(0), shape))
+    step = jax.jit(lambda p, m, b: learner.step(p, m, b, jnp.int32(0), shape, settings.objective))
     params, learned, bank, made = engine.params, engine.learned, engine.bank, []
     rows = jnp.asarray(values - values[0], jnp.float32)
     for first in range(0, len(rows) - EVERY + 1, EVERY):
@@ -67,6 +67,7 @@ def main():
     arguments.add_argument("--horizon", type=int, default=96)
     arguments.add_argument("--rows", type=int)
     arguments.add_argument("--from", type=int, dest="start")
+    arguments.add_argument("--objective", default="huber", help="of the encoder")
     args = arguments.parse_args()
     runtime.prepare()
     values = read(args.input).values[: args.rows]
@@ -76,11 +77,12 @@ def main():
     steps = [h for h in (1, 24, 48, 96) if h <= args.horizon]
     print("forecast    attention |", "  ".join(f"1..{h:<4}" for h in steps))
     for learns in (False, True):
-        made = forecasts(values, Model(horizon_samples=args.horizon), learns)
+        settings = Model(horizon_samples=args.horizon, objective=args.objective)
+        made = forecasts(values, settings, learns)
         by_step = errors(made, values, start)
         for k, kind in enumerate(KINDS):
             numbers = "  ".join(f"{by_step[:h, k].mean():.4f}" for h in steps)
-            if not learns or kind in ("recall", "encoder", "served"):
+            if not learns or kind in ("recall", "encoder", "corrected", "served"):
                 print(f"{kind:<11} {'learning' if learns else 'frozen':<9} | {numbers}", flush=True)
 
 

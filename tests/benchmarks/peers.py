@@ -1,11 +1,12 @@
 """Streaming anomaly detectors of others on the same series, scored by the same scorer.
 
-    python tests/benchmarks/peers.py DATA --save OUT [--only hst,ocsvm,z]
+    python tests/benchmarks/peers.py DATA --save OUT [--only hst,ocsvm,z,recall]
 
 DATA as for `quality.py`. Causal, in one pass, each with its library's defaults: half-space trees on
 values scaled by their extremes so far and a linear one-class support vector machine on standardised
 ones (both River's), and the largest departure of a channel from its newest 256 values, in their
-standard deviation.
+standard deviation. And `recall`, the plainest form of what this package does: distance to the five
+nearest of 4000 past moments at three scales, nothing learned.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from quality import GROUPS, anomalies, pairs, score
 from river import anomaly, preprocessing
 
 WINDOW = 256  # [samples] of the departure
+SCALES, LAGS, DELAY, NEAREST, USUAL = (3, 12, 48), 4000, 120, 5, 6400  # of the plain recall
 
 
 def trees(values):
@@ -52,7 +54,31 @@ def departure(values):
     return found
 
 
-PEERS = {"hst": trees, "ocsvm": machine, "z": departure}
+def recall(values):
+    """Mean over scales of the distance to the nearest past moments, over its running mean."""
+    rows, channels = values.shape
+    far, mean, square = np.zeros((len(SCALES), LAGS)), np.zeros(channels), np.zeros(channels)
+    usual, found = np.zeros(len(SCALES)), np.zeros(rows)
+    for n, x in enumerate(values):
+        off = x - mean
+        mean = mean + off / (n + 1)
+        square += off * (x - mean)
+        variance = square / (n + 1)
+        past = values[max(0, n - LAGS) : n][::-1]  # by lag, 1 first
+        unit = np.where(variance > 0, variance, np.inf)
+        apart = ((past - x) ** 2 / unit).mean(axis=1)
+        oldest = max(min(DELAY, n // 4), 1)
+        for k, scale in enumerate(SCALES):
+            far[k, : len(past)] += (apart - far[k, : len(past)]) / scale
+            known = far[k, max(oldest, 2 * scale) : n - scale]
+            if len(known) > NEAREST:
+                near = np.sqrt(np.partition(known, NEAREST)[:NEAREST]).mean()
+                found[n] += near / usual[k] / len(SCALES) if usual[k] > 0 else 0.0
+                usual[k] += (near - usual[k]) / min(n + 1, USUAL)
+    return found
+
+
+PEERS = {"hst": trees, "ocsvm": machine, "z": departure, "recall": recall}
 
 
 def main():
