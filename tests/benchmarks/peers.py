@@ -58,7 +58,7 @@ def recall(values):
     """Mean over scales of the distance to the nearest past moments, over its running mean."""
     rows, channels = values.shape
     far, mean, square = np.zeros((len(SCALES), LAGS)), np.zeros(channels), np.zeros(channels)
-    usual, found = np.zeros(len(SCALES)), np.zeros(rows)
+    usual, seen, found = np.zeros(len(SCALES)), np.zeros(len(SCALES)), np.zeros(rows)
     for n, x in enumerate(values):
         off = x - mean
         mean = mean + off / (n + 1)
@@ -74,7 +74,8 @@ def recall(values):
             if len(known) > NEAREST:
                 near = np.sqrt(np.partition(known, NEAREST)[:NEAREST]).mean()
                 found[n] += near / usual[k] / len(SCALES) if usual[k] > 0 else 0.0
-                usual[k] += (near - usual[k]) / min(n + 1, USUAL)
+                seen[k] = min(seen[k] + 1, USUAL)
+                usual[k] += (near - usual[k]) / seen[k]
     return found
 
 

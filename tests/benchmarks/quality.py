@@ -1,11 +1,12 @@
-"""Measures the quality of answers on recordings: forecasts, anomalies, events.
+"""Measures the quality of answers: forecasts, anomalies, events, alarms, changes, bad feedback.
 
     python tests/benchmarks/quality.py DATA --save OUT [--only forecast,nab,anomaly,event,alarm]
 
-DATA holds the public data sets by folder (ett, nab, skab, smd, asd, smap_msl, ucr, ecg); what is
-not there is left out. Each recording is taken through `adaptive replay` once, with the default
-configuration, two commands at a time; then `scorers` are run and one table is printed. What has
-been replayed into OUT already is not replayed again.
+DATA holds the public data sets by folder (ett, nab, skab, smd, asd, smap_msl, ucr, ecg, traffic,
+drift); what is not there is left out. Each recording is taken through `adaptive replay` once, with
+the default configuration; `drift.py`, `poison.py` and `dismissal.py` beside this file are run as
+they are; two commands at a time. Then `scorers` are run and all tables are printed. What has been
+run into OUT already is not run again.
 """
 
 import argparse
@@ -25,6 +26,7 @@ STEPS = ("1", "24", "48", "96")
 RECORDS = ("106", "116", "119", "208", "223")
 UNTIL, DELAY = 300.0, 10.0  # [s] labels of the first five minutes, each known so much later
 VENTRICULAR, NORMAL = ("V", "E"), ("N", "L", "R", "A", "a", "J", "S", "e", "j")
+SCRIPTS = ("drift", "poison", "dismissal")  # beside this file; each prints a table of its own
 GROUPS = ("skab", "smd", "asd", "smap_msl", "ucr", "sed", "svdb")
 
 
@@ -95,20 +97,28 @@ def jobs(data: Path, out: Path, only: set[str]) -> list[tuple[Path, list[str]]]:
     if "alarm" in only and traffic.exists():
         columns = ("--columns", "traffic_volume", "--time-column", "date_time")
         found.append((out / "traffic", [str(traffic), *columns]))
+    for name in SCRIPTS:
+        if name in only:
+            given = {"drift": ["--data", str(data)], "poison": [str(data)]}
+            found.append((out / name, given.get(name, [])))
     return found
 
 
-def replay(job: tuple[Path, list[str]]) -> None:
-    """Replay one job, unless its results are there."""
+def run(job: tuple[Path, list[str]]) -> None:
+    """Run one job, unless its results are there."""
     folder, arguments = job
     done = folder / "done"
     if done.exists():
         return
     begin = time.perf_counter()
     command = [sys.executable, "-m", "adaptive", "replay", *arguments, "--save", str(folder)]
+    if folder.name in SCRIPTS:
+        command = [sys.executable, str(Path(__file__).with_name(f"{folder.name}.py")), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)}\n{ended.stderr}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "printed.txt").write_text(ended.stdout)
     done.touch()
     print(f"{folder.name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
 
@@ -188,13 +198,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--save", type=Path, required=True)
-    parser.add_argument("--only", default="forecast,nab,anomaly,event,alarm")
+    everything = ("forecast", "nab", "anomaly", "event", "alarm", *SCRIPTS)
+    parser.add_argument("--only", default=",".join(everything))
     args = parser.parse_args()
     args.save.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(replay, jobs(args.data, args.save, set(args.only.split(",")))))
+        list(pool.map(run, jobs(args.data, args.save, set(args.only.split(",")))))
     for name, text in report(args.data, args.save):
         print(f"{name:45} {text}")
+    for name in SCRIPTS:
+        if (args.save / name / "done").exists():
+            print(f"\n{name}\n{(args.save / name / 'printed.txt').read_text()}", end="")
 
 
 if __name__ == "__main__":
