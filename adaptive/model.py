@@ -110,7 +110,7 @@ def init(params: Params, shape: Shape) -> State:
     rows = shape.memory + recall.SCALES[1]  # lags, and the windows that are shown
     return State(
         count=jnp.int32(-1),
-        season=seasons.init(rows, channels),
+        season=seasons.init(shape.memory, channels),
         mean=zeros,
         variance=zeros,
         values=ring.init(rows, channels),

@@ -50,7 +50,7 @@ def init(memory: int, channels: int) -> State:
         jnp.int32(-1),
         jnp.float32(0.0),
         jnp.zeros(channels, jnp.float32),
-        ring.init(memory, len(RATES), channels),
+        ring.init(memory, len(RATES), channels, copies=1),
         jnp.zeros((len(RATES), channels), jnp.float32),
     )
 

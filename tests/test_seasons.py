@@ -127,6 +127,19 @@ def test_a_profile_is_the_average_over_seasons_of_what_came_at_its_place():
         np.testing.assert_allclose(got[n, 0], smooth, atol=1e-5)
 
 
+def test_a_season_as_long_as_the_memory_is_read_before_it_is_written_over():
+    memory, season, begins = 64, 63, seasons.EVERY
+    values = np.arange(400.0)[:, None]
+    lags = np.where(np.arange(400) < begins, 1, season)
+    found, _ = lived(values, np.ones((400, 1)), lags, memory)
+    assert {one for one, _ in found[begins:]} == {season}
+    got = np.array([row[1, 0] for _, row in found])[begins:]
+    n = np.arange(begins, 400.0)
+    whole = (n - begins) // season
+    # Of a slope the mean over all seasons so far lies half of them back.
+    np.testing.assert_allclose(got, n - season * whole / 2, atol=1e-3)
+
+
 def test_a_season_that_is_measured_anew_a_little_off_keeps_its_profile():
     same = jax.jit(seasons.same)
     assert bool(same(jnp.int32(95), jnp.int32(96)))
