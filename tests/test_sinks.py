@@ -20,7 +20,7 @@ def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=
         np.array([12, 250], np.int32),
         np.array([0.75, 0.25]),
         np.array([0.2, 0.8]),
-        np.array([0.0, 0.25, 0.5, 0.25, 0.0]),
+        np.array([0.0, 0.25, 0.0, 0.0, 0.5, 0.25, 0.0]),
         np.array([0.75, 0.0]),
     )
     estimate = Estimate(
@@ -72,6 +72,8 @@ def test_an_alarm_says_why_and_what_it_attended_to():
         "forecaster": {
             "persistence": 0.0,
             "seasonal": 0.25,
+            "profile-fast": 0.0,
+            "profile-slow": 0.0,
             "rls-long": 0.5,
             "rls-slow": 0.25,
             "rls-fast": 0.0,

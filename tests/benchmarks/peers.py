@@ -18,7 +18,7 @@ from quality import GROUPS, anomalies, pairs, score
 from river import anomaly, preprocessing
 
 WINDOW = 256  # [samples] of the departure
-SCALES, LAGS, DELAY, NEAREST, USUAL = (3, 12, 48), 4000, 120, 5, 6400  # of the plain recall
+SCALES, LAGS, DELAY, NEAREST = (3, 12, 48), 4000, 120, 5  # of the plain recall
 
 
 def trees(values):
@@ -55,10 +55,10 @@ def departure(values):
 
 
 def recall(values):
-    """Mean over scales of the distance to the nearest past moments, over its running mean."""
+    """Mean over scales of the distance to the nearest past moments."""
     rows, channels = values.shape
     far, mean, square = np.zeros((len(SCALES), LAGS)), np.zeros(channels), np.zeros(channels)
-    usual, seen, found = np.zeros(len(SCALES)), np.zeros(len(SCALES)), np.zeros(rows)
+    found = np.zeros(rows)
     for n, x in enumerate(values):
         off = x - mean
         mean = mean + off / (n + 1)
@@ -73,9 +73,7 @@ def recall(values):
             known = far[k, max(oldest, 2 * scale) : n - scale]
             if len(known) > NEAREST:
                 near = np.sqrt(np.partition(known, NEAREST)[:NEAREST]).mean()
-                found[n] += near / usual[k] / len(SCALES) if usual[k] > 0 else 0.0
-                seen[k] = min(seen[k] + 1, USUAL)
-                usual[k] += (near - usual[k]) / seen[k]
+                found[n] += near / len(SCALES)
     return found
 
 
