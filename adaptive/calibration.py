@@ -177,6 +177,7 @@ class Calibration:
         self.threshold = asinh(FIRST_THRESHOLD)
         self.resting = self.quiet = self.hiding = 0
         self.interval, self.time = 0.0, -inf
+        self.counted = False  # whether the newest sample was an alarm, or would have been one
 
     def rank(self, level: int, parts: Sequence[float], distances: int = 1) -> Surprise:
         """Put a surprise of a level in relation to the earlier ones of that level.
@@ -256,6 +257,7 @@ class Calibration:
 
     def _alarm(self, level: int, above: float, dismissed: Callable[[], bool]) -> tuple[bool, bool]:
         """Whether it is an alarm, and whether it would be one, had it not been dismissed."""
+        self.counted = False
         asked = self.alarms_per_day * self.interval / 86400.0  # of the samples
         if self.seen == BURN_IN and level in self.ranks:
             rank = self.ranks[level]
@@ -275,6 +277,7 @@ class Calibration:
         # Resting samples cannot alarm, so the others alarm that much more often.
         asked = min(asked / max(1.0 - asked * rest, 0.5), 0.5)
         self.threshold = min(max(self.threshold + TRACK * (float(alarm) - asked), 0.0), HIGHEST)
+        self.counted = alarm
         if known:
             self.quiet = rest
         elif alarm:

@@ -46,7 +46,7 @@ class Explanation(NamedTuple):
     weight: Float[np.ndarray, " shown"]  # attention on these moments
     channel: Float[np.ndarray, " channels"]  # share in the distance to the nearest moments
     expert: Float[np.ndarray, " experts"]  # weight of each of `settings.EXPERTS`
-    gain: Float[np.ndarray, " corrections"]  # share of recall's and of the encoder's correction
+    gain: Float[np.ndarray, " corrections"]  # how much of recall's and the encoder's is served
 
 
 class Estimate(NamedTuple):
@@ -255,6 +255,8 @@ class Controller:
         verdict = member.calibration.judge(
             time, values.tolist(), estimate.level, estimate.surprise, member.dismissals.known
         )
+        if member.calibration.counted:
+            member.calibration.confirm(member.dismissals.count_alarm())
         centred = values - member.mandatory.anchor
         probability = member.head.observe(estimate.index, centred, estimate.surprise.above)
         return Answer(estimate, *verdict, probability)

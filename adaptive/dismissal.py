@@ -40,9 +40,9 @@ class Dismissals:
         self.left = np.zeros((length, channels), np.float32)  # ring, in usual errors
         self.square = np.zeros(channels)  # mean square of what forecasts leave
         self.count = 0
-        # By the first row of an incident, the quiet ones too: 1 << label of its answers, and how
-        # many alarms it has raised or would have.
-        self.alarms: dict[int, tuple[int, int]] = {}
+        # By the first row of an incident, the quiet ones too: 1 << label of its answers, how many
+        # of its alarms count, and 1 while they are left out as confirmed.
+        self.alarms: dict[int, tuple[int, int, int]] = {}
         self.waiting: list[tuple[int, int]] = []  # (row of an alarm, label), to be seen whole
         self.kept = max(min(KEPT, LARGEST // channels), 4)
         self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels), np.float32) for _ in (0, 1)]
@@ -68,11 +68,8 @@ class Dismissals:
         """
         now = self.count - 1
         first = next(reversed(self.alarms), None)
-        if first is not None and now <= first + FOLLOW:
-            answers, raised = self.alarms[first]
-            self.alarms[first] = answers, raised + 1
-        else:
-            self.alarms[now] = 0, 1
+        if first is None or now > first + FOLLOW:
+            self.alarms[now] = 0, 0, 0
             if len(self.alarms) > KEPT:
                 del self.alarms[next(iter(self.alarms))]
         if not len(self.patterns[0]):
@@ -80,6 +77,13 @@ class Dismissals:
         newest = self._smooth(now, LENGTH)
         dismissed, confirmed = (distance(newest, patterns) for patterns in self.patterns)
         return dismissed < min(ALIKE, confirmed)
+
+    def count_alarm(self) -> int:
+        """Count an alarm of the newest incident; return 1 if it is confirmed, so not to count."""
+        first = next(reversed(self.alarms))
+        answers, raised, out = self.alarms[first]
+        self.alarms[first] = answers, raised + 1, out
+        return out
 
     def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> int:
         """Learn what an operator said, if there was an alarm near; once of each alarm.
@@ -89,16 +93,17 @@ class Dismissals:
             label: 1: an event; 0: dismissed.
 
         Returns:
-            How many alarms it has confirmed; negative where they were confirmed before.
+            How many alarms are to be left out as confirmed; negative for those that were.
         """
         confirmed = 0
         oldest = self.count - len(self.left) + LENGTH + SMOOTH
-        for row, (answers, raised) in self.alarms.items():
-            near = indices[0] - NEAR <= row <= indices[-1] + NEAR
-            if near and row >= oldest and not answers & 1 << label:
-                self.alarms[row] = answers | 1 << label, raised
+        for row, (answers, raised, out) in self.alarms.items():
+            if not indices[0] - NEAR <= row <= indices[-1] + NEAR or row < oldest:
+                continue
+            confirmed += raised * (label - out)
+            self.alarms[row] = answers | 1 << label, raised, label
+            if not answers & 1 << label:
                 self.waiting.append((row, label))
-                confirmed += raised if label else -raised * (answers >> 1)
         self.waiting.sort()
         return confirmed
 
@@ -117,7 +122,7 @@ class Dismissals:
             "count": np.array(self.count),
             "alarms": np.array(
                 [(row, *known) for row, known in self.alarms.items()], np.int64
-            ).reshape(-1, 3),
+            ).reshape(-1, 4),
             "waiting": np.array(self.waiting, np.int64).reshape(-1, 2),
             "dismissed": self.patterns[0],
             "confirmed": self.patterns[1],
@@ -127,7 +132,7 @@ class Dismissals:
         """Take up where `snapshot` was made."""
         self.left, self.square = np.array(saved["left"]), np.array(saved["square"])
         self.count = int(saved["count"])
-        self.alarms = {row: (answers, raised) for row, answers, raised in saved["alarms"].tolist()}
+        self.alarms = {row: (a, raised, out) for row, a, raised, out in saved["alarms"].tolist()}
         self.waiting = [(int(row), int(label)) for row, label in saved["waiting"]]
         self.patterns = [np.array(saved["dismissed"]), np.array(saved["confirmed"])]
 

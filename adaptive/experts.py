@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from adaptive import drift, ring, seasons
 
@@ -239,10 +239,19 @@ def forecast(
     return jnp.stack((jnp.zeros_like(long), seasonal - newest, *usual, *learned)) + newest
 
 
-def weights(loss: Float[Array, "experts horizon channels"]) -> Float[Array, "..."]:
-    """Weigh the experts of every step and channel by their discounted losses; they sum to 1."""
+def weights(
+    loss: Float[Array, "experts horizon channels"],
+    speaks: Bool[Array, " experts"] | None = None,
+) -> Float[Array, "experts horizon channels"]:
+    """Weigh the experts of every step and channel by their discounted losses; they sum to 1.
+
+    An expert that does not speak has no weight.
+    """
     least = jnp.min(loss, axis=0)
-    return jax.nn.softmax(-SHARPNESS * (loss - least) / (least + 1e-12), axis=0)
+    logit = -SHARPNESS * (loss - least) / (least + 1e-12)
+    if speaks is not None:
+        logit = jnp.where(speaks[:, None, None], logit, -jnp.inf)
+    return jax.nn.softmax(logit, axis=0)
 
 
 def step(

@@ -1,9 +1,9 @@
 """What carried an answer, checked by taking it away.
 
 The attention weights say which past moments and which forecasters spoke; the effect of each is how
-far the forecast moves when it is masked out and the others share its weight. As both are averages,
-that needs no second pass: without the part k of weight w, an average a becomes
-(a - w f_k) / (1 - w). What is served is then combined anew.
+far the forecast moves when it is masked out and the others share its weight. For moments that needs
+no second pass: without the part k of weight w, an average a becomes (a - w f_k) / (1 - w). What is
+served is then combined anew. The query is read back from the memory, so it is in eight bits here.
 """
 
 from typing import NamedTuple
@@ -70,10 +70,10 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
 
     whole = served(out[0], ahead)
     change = jax.vmap(served, (0, None))(without, ahead) - whole
-    trunks = moved(jnp.zeros_like(whole), ahead, trust)  # without each expert
-    masked = jnp.where(
-        jnp.eye(len(EXPERTS), dtype=bool)[..., None, None], 0.0, ahead - trunks[:, None]
-    )
+    alone = jnp.eye(len(EXPERTS), dtype=bool)
+    others = jax.vmap(experts.weights, (None, 0))(state.loss[: len(EXPERTS)], ~alone)
+    trunks = jnp.einsum("kehc,ehc->khc", others, ahead)  # without each expert
+    masked = jnp.where(alone[..., None, None], 0.0, ahead - trunks[:, None])
     moves = trunks + jax.vmap(served, (None, 0))(out[0], masked) - whole
     return Effects(
         among.lag,

@@ -98,7 +98,8 @@ def loss(
     known = seen[-shape.origins :, None]
     error = got - target.reshape(got.shape)
     if objective == "misses":
-        of = (jnp.abs(error) > jnp.sqrt(state.loss[model.TRUNK]).ravel()).astype(jnp.float32)
+        missed = jnp.abs(error) > jnp.sqrt(state.loss[model.TRUNK]).ravel()
+        of = jnp.where(jnp.isfinite(error), missed, jnp.nan)
     else:
         of = optax.huber_loss(error, delta=HUBER)
     return jnp.sum(known * of) / (jnp.maximum(jnp.sum(known), 1.0) * got.shape[1])

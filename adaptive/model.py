@@ -302,8 +302,12 @@ def step(
     inputs = jnp.concatenate((inputs, left[0]))
     cache = attention.write(params.encoder, state.cache, count, inputs)
 
-    seasonal = (seasons.ahead(r, count, season.lag, horizon) for r in (all_sound, season.profiles))
-    ahead = experts.forecast(trunk, recent, *seasonal)
+    seasonal, profiles = (
+        seasons.ahead(r, count, season.lag, horizon) for r in (all_sound, season.profiles)
+    )
+    # Before a season has passed its profiles are of another one.
+    profiles = jnp.where(season.since < season.lag, seasonal[:, None], profiles)
+    ahead = experts.forecast(trunk, recent, seasonal, profiles)
     trust = experts.weights(state.loss[: len(EXPERTS)])
     foreseen = jnp.einsum("ehc,ehc->hc", trust, ahead)
     memory, key = analogues.remember(

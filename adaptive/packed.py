@@ -1,6 +1,7 @@
 """Rings of rows in eight bits: whole numbers, and their unit for each row's last axis.
 
-The unit is the largest number over 127, so what is read is off by at most a 254th of the largest.
+The unit is the largest number over 127, so what is read is off by about a 254th of the largest;
+by more where that is below 0.01, as the unit is kept in half precision.
 """
 
 from typing import NamedTuple

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import ring
+from adaptive import recall, ring
 
 EVERY = 64  # [samples] between two looks for the season
 SHORTEST = 24  # [samples] of the mean that forecasts are compared without
@@ -27,7 +27,8 @@ RATES = (0.3, 0.1)  # of the profiles, for each season
 LONGEST = 1 << 24  # [samples] that are counted
 AS_NEAR, NEAR = 1.1, 0.01  # relative, [variances]: how far two averages differ by chance
 SOUND = 0.1  # how much of the average of a lag must be there, in [0, 1]
-CLEAR, CLEAR_AGAIN = 0.8, 0.85  # of the largest distance before, at a season and at two
+CLEAR, GONE = 0.8, 0.95  # of the distances between: so near is a season; and none any more
+TIMES = 4  # seasons that must have been compared
 NEIGHBOUR = 16  # so many times shorter than a season is what two measures of it may differ by
 STAY = 1.5  # relative: a season is given up for a longer one that is nearer by so much
 
@@ -73,10 +74,9 @@ def take(
         distance: See `nearest`.
         known: See `nearest`.
     """
-    found = lax.cond(
-        count % EVERY == 0, lambda: nearest(distance, known, state.lag), lambda: jnp.int32(0)
+    lag = lax.cond(
+        count % EVERY == 0, lambda: nearest(distance, known, state.lag), lambda: state.lag
     )
-    lag = jnp.where(found > 0, found, state.lag)
     since = jnp.where(same(lag, state.lag), jnp.minimum(state.since + 1, LONGEST), 0)
     rate = believed * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(lag, SHORTEST))
     level = state.level + rate * (x - state.level)
@@ -119,41 +119,50 @@ def same(lag: Int[Array, ""], other: Int[Array, ""]) -> Bool[Array, ""]:
 def nearest(
     distance: Float[Array, " lags"], known: Float[Array, " lags"], now: Int[Array, ""]
 ) -> Int[Array, ""]:
-    """Find the season: the least distance among lags that are nearer than shorter ones.
+    """Find the season: the least distance among lags at which the stream comes back.
 
-    Half a season ago values are more different than a whole one ago, and two seasons ago they are
-    alike again: the distances at a lag and at twice that lag must be clearly below the largest one
-    before it, however strong level and noise are beside the season. By chance a multiple of the
-    season is often nearer than the season itself. So the shortest lag that the least one is a
-    multiple of is taken, if it is as near but for chance.
+    At a season and at two values are alike, at one and a half, two and a half, and half a season
+    they are clearly more different, however strong level and noise are beside it. What is seen
+    fewer than `TIMES` times may do so by chance. By chance, too, a multiple of the season is often
+    nearer than the season itself. So the shortest lag that the least one is a multiple of is taken,
+    if it is as near but for chance.
 
     Args:
         distance: Slowly averaged squared distance to the value each lag ago, for lags
             `len(distance)` down to 1 [variances]; about 2 (1 - autocorrelation).
         known: How much of the average is there, in [0, 1].
-        now: The season so far [samples], kept unless a longer one is clearly nearer.
+        now: The season so far [samples]. Kept unless a shorter one is as near or a longer one
+            clearly nearer; given up where the stream comes back at it no more.
 
     Returns:
-        The lag [samples]; 0 where no season shows.
+        The lag [samples]; 1 where there is no season.
     """
-    lags = distance.shape[0]
-    by_lag, there = distance[::-1], known[::-1] > SOUND
-    by_lag = jnp.where(there, by_lag / known[::-1], 0.0)
-    most = lax.cummax(by_lag)
-    falls = jnp.where(most > NEAR, by_lag / jnp.maximum(most, NEAR), 1.0)
-    again = jnp.append(falls[1::2], jnp.ones(lags - lags // 2))  # at twice the lag
-    again_there = jnp.append(there[1::2], jnp.zeros(lags - lags // 2, bool))
-    recurs = (falls < CLEAR) & there & ((again < CLEAR_AGAIN) | ~again_there)
-    candidate = jnp.where(recurs, by_lag, jnp.inf)
-    # The end of what is known may still be on the way down.
-    rises = jnp.append((by_lag[1:] >= by_lag[:-1]) & there[1:], jnp.array([False]))
-    least = jnp.min(jnp.where(rises, candidate, jnp.inf))
-    lag = jnp.arange(1, lags + 1)
-    first = jnp.min(jnp.where(rises & (candidate <= least), lag, lags))
+    most = distance.shape[0] // 2
+    lag = jnp.arange(1, most + 1)
+    enough = jnp.maximum(SOUND, 1.0 - jnp.exp(-TIMES * lag / recall.SEASON_SCALE))
+    there = known[::-1][:most] > enough
+    by_lag = jnp.where(known > 0, distance / jnp.maximum(known, 1e-6), 0.0)[::-1]
+
+    def at(halves: int) -> Array:
+        """The distance at so many half lags; what is too far back is not asked."""
+        beyond = halves * lag // 2
+        value = by_lag[jnp.clip(beyond - 1, 0, 2 * most - 1)]
+        return jnp.where((beyond > 0) & (beyond <= 2 * most), value, jnp.inf)
+
+    alike = jnp.maximum(at(2), at(4))
+    apart = jnp.minimum(at(1), jnp.minimum(at(3), at(5)))
+    there &= known[::-1][jnp.clip(2 * lag - 1, 0, 2 * most - 1)] > SOUND
+    contrast = jnp.where(there & (apart > NEAR), alike / jnp.maximum(apart, NEAR), 1.0)
+    near_by = by_lag[:most]
+    candidate = jnp.where(contrast < CLEAR, near_by, jnp.inf)
+    least = jnp.min(candidate)
+    first = jnp.min(jnp.where(candidate <= least, lag, most))
     times = (2 * first + lag) // (2 * lag)  # first / lag, rounded
     near = candidate <= AS_NEAR * least + NEAR
     whole = (2 * jnp.abs(first - times * lag) <= times) & (times > 0)
     first = jnp.min(jnp.where(whole & near, lag, first))
-    stays = candidate[jnp.clip(now - 1, 0, lags - 1)] <= STAY * least + NEAR
+    here = jnp.clip(now - 1, 0, most - 1)
+    stays = candidate[here] <= STAY * least + NEAR
     first = jnp.where(stays & (now < first) & ~same(now, first), now, first)
-    return jnp.where(jnp.isfinite(least), first, 0)
+    gone = there[here] & (contrast[here] > GONE)
+    return jnp.where(jnp.isfinite(least), first, jnp.where(gone, 1, now))

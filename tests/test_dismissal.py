@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from adaptive import dismissal
-from adaptive.calibration import Calibration
+from adaptive.calibration import TRACK, Calibration
 from adaptive.dismissal import Dismissals
 
 MEMORY = 4096
@@ -129,3 +129,28 @@ def test_another_alarm_is_raised_while_a_dismissed_one_lasts():
     raised, _ = alarms(surprises, known)
     assert not raised[700:703].any()
     assert raised[703]
+
+
+def test_confirming_an_incident_takes_back_what_its_alarms_have_moved_and_no_more():
+    rng = np.random.default_rng(8)
+    head, calibration = Dismissals(MEMORY, 2), Calibration(60 * 24 * 0.02, 30)
+    left = rng.normal(size=(1500, 2))
+    for start in (600, 900):
+        left[start : start + 40] += 3 * BUMP
+    moved = {}
+    for n, x in enumerate(left):
+        head.observe(n, x)
+        before = calibration.threshold
+        compared = calibration.rank(0, (float(np.abs(x).max()),))
+        calibration.judge(60.0 * n, (0.0,), 0, compared, head.known)
+        if calibration.counted:
+            assert head.count_alarm() == 0
+            moved[n] = calibration.threshold - before
+        if n == 800:  # the first incident is dismissed; the second is quiet then
+            assert head.learn(np.arange(600, 640), 0) == 0
+    assert any(600 <= n < 640 for n in moved)
+    near = [n for n in moved if 900 - 96 <= n < 1040]
+    assert near
+    assert head.learn(np.arange(900, 940), 1) == len(near)
+    assert sum(moved[n] for n in near) == pytest.approx(TRACK * len(near), rel=0.1)
+    assert head.learn(np.arange(900, 940), 0) == -len(near)

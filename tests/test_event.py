@@ -223,14 +223,13 @@ def test_an_alarm_that_is_confirmed_does_not_count_against_the_rate():
         controller.skip()
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
     member = controller.members[0]
-    member.dismissals.alarms = {120: (0, 3)}
+    member.dismissals.alarms = {120: (0, 3, 0)}
     before = member.calibration.threshold
     assert controller.label(0, np.array([125]), 0)
     assert member.calibration.threshold == before
     for _ in range(2):  # said twice it is still one
         assert controller.label(0, np.array([125]), 1)
         assert member.calibration.threshold == pytest.approx(before - 3 * TRACK)
-    member.dismissals.alarms = {120: (2, 3)}
     assert controller.label(0, np.array([125]), 0)  # the operator has changed their mind
     assert member.calibration.threshold == pytest.approx(before)
 

@@ -138,3 +138,18 @@ def test_the_effect_of_an_expert_is_what_the_others_would_say_without_it(state, 
 def test_what_was_the_only_part_moves_the_answer_by_all_of_it():
     got = explain.moved(jnp.array([2.0, 2.0]), jnp.array([2.0, 1.0]), jnp.array([1.0, 0.5]))
     np.testing.assert_allclose(got, [-2.0, 1.0])
+
+
+def test_an_expert_that_speaks_alone_moves_the_answer_to_what_the_others_say(state):
+    best = EXPERTS.index("rls-slow")
+    loss = state.loss.at[: len(EXPERTS)].set(1.0).at[best].set(0.1)
+    ahead = jnp.zeros_like(state.made[:, : len(EXPERTS)]).at[:, best].set(5.0)
+    fresh = corrections.init(SHAPE.horizon)  # nothing but the trunk is served
+    made = state.made.at[:, : len(EXPERTS)].set(ahead)
+    alone = state._replace(loss=loss, made=made, corrections=fresh)
+    got = jax.jit(explain.effects, static_argnums=2)(PARAMS, alone, LEVEL)
+    assert got.expert_weight[best] > 1 - 1e-6
+    wanted = float(np.mean(5.0 / np.sqrt(np.asarray(state.glitch.variance))))
+    assert got.expert_effect[best] == pytest.approx(wanted, rel=1e-3)
+    others = np.delete(np.asarray(got.expert_effect), best)
+    assert others.max() < 1e-3 * wanted

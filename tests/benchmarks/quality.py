@@ -1,6 +1,6 @@
 """Measures the quality of answers: forecasts, anomalies, events, alarms, changes, bad feedback.
 
-    python tests/benchmarks/quality.py DATA --save OUT [--only forecast,nab,anomaly,event,alarm]
+    python tests/benchmarks/quality.py DATA --save OUT [--only KINDS]
 
 DATA holds the public data sets by folder (ett, nab, skab, smd, asd, smap_msl, ucr, ecg, traffic,
 drift); what is not there is left out. Each recording is taken through `adaptive replay` once, with
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--save", type=Path, required=True)
     everything = ("forecast", "nab", "anomaly", "event", "alarm", *SCRIPTS)
-    parser.add_argument("--only", default=",".join(everything))
+    parser.add_argument("--only", metavar="KINDS", default=",".join(everything))
     args = parser.parse_args()
     args.save.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
