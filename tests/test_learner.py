@@ -38,7 +38,7 @@ def fed(params, samples, learnable=True, seed=0):
         errors[1:] = 0.8 * np.tanh(inputs[1:, :2] - inputs[:-1, 2:])[:, None]
     kept = packed.init(samples, SHAPE.channels, SHAPE.horizon)
     for n, row in enumerate(errors):
-        kept = packed.push(kept, jnp.int32(n), jnp.asarray(row.T))
+        kept = push(kept, jnp.int32(n), jnp.asarray(row.T))
     errors = np.asarray(packed.read(kept, jnp.arange(samples)).swapaxes(1, 2))
     bank = empty(params)
     cache, memory = bank.cache, bank.memory
@@ -63,6 +63,7 @@ def fed(params, samples, learnable=True, seed=0):
 
 step = jax.jit(partial(learner.step, shape=SHAPE))
 searched = jax.jit(partial(learner.step, shape=SHAPE, objective="misses"))
+push = jax.jit(packed.push)
 by_objective = {"huber": step, "misses": searched}
 write = jax.jit(attention.write)
 encode = jax.jit(partial(attention.encode, window=SHAPE.window, heads=SHAPE.heads))
