@@ -45,7 +45,7 @@ class State(NamedTuple):
 
 
 def init(memory: int, channels: int) -> State:
-    """No season; it may last as many samples as there is memory."""
+    """No season; it may last half as many samples as there is memory."""
     return State(
         jnp.int32(1),
         jnp.int32(-1),
@@ -139,19 +139,19 @@ def nearest(
     """
     most = distance.shape[0] // 2
     lag = jnp.arange(1, most + 1)
-    enough = jnp.maximum(SOUND, 1.0 - jnp.exp(-TIMES * lag / recall.SEASON_SCALE))
-    there = known[::-1][:most] > enough
-    by_lag = jnp.where(known > 0, distance / jnp.maximum(known, 1e-6), 0.0)[::-1]
+    known = known[::-1]
+    by_lag = jnp.where(known > SOUND, distance[::-1] / jnp.maximum(known, SOUND), jnp.inf)
 
     def at(halves: int) -> Array:
-        """The distance at so many half lags; what is too far back is not asked."""
-        beyond = halves * lag // 2
-        value = by_lag[jnp.clip(beyond - 1, 0, 2 * most - 1)]
-        return jnp.where((beyond > 0) & (beyond <= 2 * most), value, jnp.inf)
+        """The distance at so many half lags, infinite where it is not known."""
+        asked = halves * lag // 2
+        value = by_lag[jnp.clip(asked - 1, 0, 2 * most - 1)]
+        return jnp.where((asked > 0) & (asked <= 2 * most), value, jnp.inf)
 
     alike = jnp.maximum(at(2), at(4))
     apart = jnp.minimum(at(1), jnp.minimum(at(3), at(5)))
-    there &= known[::-1][jnp.clip(2 * lag - 1, 0, 2 * most - 1)] > SOUND
+    enough = 1.0 - jnp.exp(-TIMES * lag / recall.SEASON_SCALE)
+    there = (known[:most] > enough) & jnp.isfinite(alike)
     contrast = jnp.where(there & (apart > NEAR), alike / jnp.maximum(apart, NEAR), 1.0)
     near_by = by_lag[:most]
     candidate = jnp.where(contrast < CLEAR, near_by, jnp.inf)

@@ -79,6 +79,20 @@ def test_a_weak_season_beside_a_wandering_level_is_found():
     assert int(jax.jit(seasons.nearest)(distance, jnp.ones(512), jnp.int32(1))) == 48
 
 
+def test_a_season_outlives_a_level_that_remembers_little_and_goes_with_its_pattern():
+    rng, n = np.random.default_rng(5), np.arange(4000)
+    find, known = jax.jit(seasons.nearest), jnp.ones(1024, jnp.float32)
+    values = np.sin(2 * np.pi * n / 240) + rng.normal(0, 0.3, len(n))
+    distance = distance_by_lag(values, 1024)
+    season = find(distance, known, jnp.int32(1))
+    assert abs(int(season) - 240) <= 2
+    for memory in (512, 256, 128, 0):  # the lags beyond are forgotten
+        little = known * (jnp.arange(1024, 0, -1) <= memory)
+        assert int(find(distance * little, little, season)) == int(season)
+    noise = distance_by_lag(rng.normal(size=4000), 1024)
+    assert int(find(noise, known, season)) == 1
+
+
 def lived(values, believed, lags, memory=64):
     """The profiles after each sample, told of a season `lags[n]` at sample n."""
 

@@ -97,10 +97,12 @@ def jobs(data: Path, out: Path, only: set[str]) -> list[tuple[Path, list[str]]]:
     if "alarm" in only and traffic.exists():
         columns = ("--columns", "traffic_volume", "--time-column", "date_time")
         found.append((out / "traffic", [str(traffic), *columns]))
-    for name in SCRIPTS:
-        if name in only:
-            given = {"drift": ["--data", str(data)], "poison": [str(data)]}
-            found.append((out / name, given.get(name, [])))
+    if "drift" in only:
+        found.append((out / "drift", ["--data", str(data)] if (data / "drift").is_dir() else []))
+    if "poison" in only and (data / "ett").is_dir() and (data / "ecg/mitdb").is_dir():
+        found.append((out / "poison", [str(data)]))
+    if "dismissal" in only:
+        found.append((out / "dismissal", ["--seeds", "2"]))
     return found
 
 
