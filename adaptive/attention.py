@@ -34,9 +34,9 @@ class Params(NamedTuple):
 class Cache(NamedTuple):
     """Rings of what was seen. The inputs stay, so that keys and values can be made anew."""
 
-    inputs: ring.Ring | ring.View  # (inputs,)
-    keys: ring.Ring | ring.View  # (heads, head_dim)
-    values: ring.Ring | ring.View  # (heads, head_dim)
+    inputs: ring.Ring  # (inputs,)
+    keys: ring.Ring  # (heads, head_dim)
+    values: ring.Ring  # (heads, head_dim)
 
 
 def init_params(

@@ -18,8 +18,7 @@ class State(NamedTuple):
     """What is remembered of one stream in means of `RATE` samples."""
 
     far: recall.Distances
-    values: ring.Ring | ring.View  # (channels,) the newest is of the samples so far
-    seen: ring.Ring | ring.View  # (channels,) 1 where any of them was measured
+    values: ring.Ring  # by channel; NaN where none was measured; the newest is of those so far
     total: Float[Array, " channels"]  # of the newest
     there: Float[Array, " channels"]  # samples in it
     mean: Float[Array, " channels"]
@@ -32,8 +31,7 @@ def init(memory: int, channels: int) -> State:
     rows, zeros = memory + 1, jnp.zeros(channels, jnp.float32)
     return State(
         recall.init(memory, channels, len(recall.SCALES)),
-        ring.init(rows, channels),
-        ring.init(rows, channels),
+        ring.init_by_channel(rows, channels),
         zeros,
         zeros,
         zeros,
@@ -44,10 +42,9 @@ def init(memory: int, channels: int) -> State:
 
 def look(coarse: State, token: Int[Array, ""], mean: Array, variance: Array, lags: int) -> State:
     """Compare the newest mean, number `token`, once it is whole, with those before."""
-    rows = [ring.last(r, token, lags + 1) for r in (coarse.values, coarse.seen)]
-    (then, now), (then_seen, seen) = ((r[:-1], r[-1]) for r in rows)
+    values = ring.last(coarse.values, token, lags + 1)
     deviation = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
-    far = recall.compare(coarse.far, then, then_seen, now, seen, deviation)
+    far = recall.compare(coarse.far, values[:, :-1], values[:, -1], deviation)
     coarse = coarse._replace(far=far, mean=mean, variance=variance)
     if not lags:
         return coarse._replace(strange=jnp.full_like(coarse.strange, -1.0))
@@ -71,21 +68,17 @@ def take(
     there = jnp.where(part == 0, 0.0, coarse.there) + seen
     measured = (there > 0).astype(jnp.float32)
     newest = total / jnp.maximum(there, 1.0)
-    coarse = coarse._replace(
-        values=ring.push(coarse.values, token, newest),
-        seen=ring.push(coarse.seen, token, measured),
-        total=total,
-        there=there,
-    )
+    values = ring.push(coarse.values, token, jnp.where(there > 0, newest, jnp.nan))
+    coarse = coarse._replace(values=values, total=total, there=there)
     mean, variance = moments.standardise(coarse.mean, coarse.variance, token, newest, measured)
-    kept = coarse._replace(values=None, seen=None)  # rings are read there, never passed through
+    kept = coarse._replace(values=None)  # a ring is read there, never passed through
 
     def compare() -> State:
         new = look(coarse, token, mean, variance, lags)
-        return new._replace(values=None, seen=None)
+        return new._replace(values=None)
 
     def keep() -> State:
         return kept
 
     moved = lax.cond(part == RATE - 1, compare, keep)
-    return moved._replace(values=coarse.values, seen=coarse.seen)
+    return moved._replace(values=values)

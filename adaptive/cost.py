@@ -5,7 +5,7 @@ from math import nan
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from rich.box import SIMPLE
 from rich.table import Table
 
@@ -121,7 +121,7 @@ def state_table(bank: State) -> Table:
     return table
 
 
-def size(leaf: Array | ring.Ring) -> int:
+def size(leaf: np.ndarray | ring.Ring) -> int:
     """Bytes of one stream of a bank's array."""
     rows = leaf.rows if isinstance(leaf, ring.Ring) else leaf
     return rows.nbytes // rows.shape[0]

@@ -5,18 +5,19 @@ the controller's process, or in one of its own (`adaptive.isolation`).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from adaptive import analogues, model, ring, runtime
-from adaptive.explain import Effects, effects
+from adaptive import analogues, model, programs, runtime
+from adaptive.explain import Effects
 from adaptive.model import Shape
-from adaptive.programs import Programs, start
+from adaptive.programs import Programs
 from adaptive.settings import EXPERTS, KINDS, Level, Model
+from adaptive.store import Layout
 
 ORIGINS = 32  # moments that one gradient step learns from
 
@@ -38,11 +39,18 @@ class Engine:
             channels, s.horizon_samples, s.memory_samples, s.window_samples, s.dim, s.heads, ORIGINS
         )
         self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
-        self.learned, self.bank = jax.jit(start, static_argnums=(1, 2))(
-            self.params, self.shape, streams
-        )
+        bank = partial(model.bank, shape=self.shape, streams=streams)
+        self.layout = Layout(jax.eval_shape(bank, self.params))
+        first = partial(programs.start, shape=self.shape, streams=streams, layout=self.layout)
+        self.learned, self.store = jax.jit(first)(self.params)
         objective = s.objective if s.learn_every_samples else None
-        self.programs = Programs(self.shape, s.ladder(), streams, objective)
+        self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective)
+
+    @property
+    def bank(self) -> model.State:
+        """The states of all streams, as copies in NumPy."""
+        store = jax.tree.map(np.asarray, self.store)
+        return jax.tree.map(np.array, self.layout.unpack(store))
 
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of what a program gives of each sample, in their order: `model.Output`."""
@@ -69,7 +77,7 @@ class Engine:
         Yields:
             The name of each program when it is ready.
         """
-        yield from self.programs.compile(self.params, self.learned, self.bank, levels)
+        yield from self.programs.compile(self.params, self.learned, self.store, levels)
 
     def take_programs(self, other: "Engine") -> None:
         """Use what another engine of the same shape has compiled.
@@ -83,11 +91,11 @@ class Engine:
 
     def costs(self) -> list[dict[int, float]]:
         """Measure, on copies, what a call of each level costs [s], by its number of samples."""
-        return self.programs.costs(self.params, self.bank)
+        return self.programs.costs(self.params, self.store)
 
     def learn_cost(self) -> float:
         """Measure, on copies, what a gradient step costs [s]; 0 if none are taken."""
-        return self.programs.learn_cost(self.params, self.learned, self.bank)
+        return self.programs.learn_cost(self.params, self.learned, self.store)
 
     def run(
         self, level: int, block: Float[np.ndarray, "block inputs"], count: int
@@ -102,7 +110,8 @@ class Engine:
         Returns:
             For each sample what `outputs` names, side by side.
         """
-        self.bank, packed = self.programs.run[level](self.params, self.bank, block, np.int32(count))
+        run = self.programs.run[level]
+        self.store, packed = run(self.params, self.store, block, np.int32(count))
         return np.asarray(packed)[:count]
 
     def learn(self, stream: int) -> bool:
@@ -115,8 +124,8 @@ class Engine:
             raise RuntimeError(
                 "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
             )
-        self.params, self.learned, self.bank, report = self.programs.learn(
-            self.params, self.learned, self.bank, np.int32(stream)
+        self.params, self.learned, self.store, report = self.programs.learn(
+            self.params, self.learned, self.store, np.int32(stream)
         )
         return bool(np.asarray(report.landed))
 
@@ -124,22 +133,23 @@ class Engine:
         """What carried the newest answer of a stream; compiles when it is first asked."""
         if not level.memory:
             raise ValueError(f"level {level.name} has no memory to explain by")
-        state = ring.of_stream(self.bank, jnp.int32(stream))
-        return jax.jit(effects, static_argnums=2)(self.params, state, level)
+        explained = jax.jit(programs.explain, static_argnames=("layout", "level"))
+        return explained(self.params, self.store, np.int32(stream), layout=self.layout, level=level)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All state, by name; copies."""
+        """All state, by name; it does not change."""
         leaves = jax.tree_util.tree_leaves_with_path(self._trees())
-        return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Take up the state that `arrays` gave."""
         paths, form = jax.tree_util.tree_flatten_with_path(self._trees())
+        leaves = [arrays[jax.tree_util.keystr(path)] for path, _ in paths]
+        params, learned, bank = jax.tree.unflatten(form, leaves)
         # Copied without a compiled copy; shared memory could not be changed in place.
-        leaves = [
-            jax.device_put(arrays[jax.tree_util.keystr(path)], may_alias=False) for path, _ in paths
-        ]
-        self.params, self.learned, self.bank = jax.tree.unflatten(form, leaves)
+        self.params, self.learned, self.store = jax.tree.map(
+            lambda a: jax.device_put(a, may_alias=False), (params, learned, self.layout.pack(bank))
+        )
 
     def _trees(self) -> tuple:
         return self.params, self.learned, self.bank

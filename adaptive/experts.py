@@ -46,7 +46,7 @@ class Regression(NamedTuple):
 
     root: Float[Array, "lags lags"]  # of the covariance of the weights
     weights: Float[Array, "lags horizon outputs"]
-    pairs: ring.Ring | ring.View  # (2, rows, lags) regressors and gains to be matured
+    pairs: ring.Ring  # (2, rows, lags) regressors and gains to be matured
 
 
 class State(NamedTuple):
@@ -143,7 +143,7 @@ def gain(
     turn = given * (jnp.arange(lags) == count % lags)
     seen = jnp.concatenate((regressors, turn[None]))
     spread = seen @ root  # A: (rows + 1, lags)
-    projected = spread @ root.T  # X P
+    projected = (root @ spread.T).T  # X P; that way round nothing large is turned
     inner = spread @ spread.T
     noise = forgetting + JITTER * jnp.trace(inner) / (rows + 1)
     unit = jnp.eye(rows + 1)

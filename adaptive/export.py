@@ -45,14 +45,15 @@ def save(engine: Engine, level: int, folder: Path) -> tuple[Path, Path]:
     Raises:
         ImportError: The extra `export` is not installed.
     """
-    chosen = engine.programs.levels[level]
+    chosen, layout = engine.programs.levels[level], engine.layout
     paths, form = jax.tree_util.tree_flatten_with_path((engine.params, None, engine.bank))
     names = [jax.tree_util.keystr(path) for path, _ in paths]
 
     def program(state, block, count):
         params, _, bank = jax.tree.unflatten(form, [state[name] for name in names])
-        bank, packed = run(params, bank, block, count, level=chosen)
-        leaves = jax.tree_util.tree_leaves_with_path((None, None, bank))
+        store = layout.pack(bank)
+        store, packed = run(params, store, block, count, level=chosen, layout=layout)
+        leaves = jax.tree_util.tree_leaves_with_path((None, None, layout.unpack(store)))
         return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, packed
 
     state = state_of(engine)

@@ -59,7 +59,7 @@ def believe(
     seen: Float[Array, " channels"],
     foreseen: Float[Array, " channels"],
     others: Float[Array, "others channels"],
-    first: Callable[[], Float[Array, "first channels"]],
+    first: Callable[[], Float[Array, "channels first"]],
 ) -> tuple[State, Float[Array, " channels"]]:
     """Take in a sample.
 
@@ -70,7 +70,7 @@ def believe(
         seen: 1 where it was measured.
         foreseen: What was forecast for it.
         others: The value before it, then those one and two seasons before it.
-        first: Gives the newest `FIRST` values; asked once.
+        first: Gives the newest `FIRST` values, NaN where none was measured; asked once.
 
     Returns:
         The state, and 1 where the value was measured and is to be believed, else 0.
@@ -91,14 +91,16 @@ def believe(
     return lax.cond(count == FIRST - 1, lambda: begin(state, first()), lambda: state), believed
 
 
-def begin(state: State, values: Float[Array, "first channels"]) -> State:
+def begin(state: State, values: Float[Array, "channels first"]) -> State:
     """Make mean and deviation anew of the first values that are no outliers among them."""
-    low, high = jnp.quantile(values, jnp.array([0.1, 0.9]), axis=0)
+    low, high = jnp.nanquantile(values, jnp.array([0.1, 0.9]), axis=1, keepdims=True)
     beyond = FENCE * (high - low)
     # A channel that hardly moves may have only its spikes to be known by.
-    sound = ((values >= low - beyond) & (values <= high + beyond)) | (high == low)
-    many = jnp.sum(sound, axis=0)
-    mean = jnp.sum(jnp.where(sound, values, 0.0), axis=0) / many
-    variance = jnp.sum(jnp.where(sound, (values - mean) ** 2, 0.0), axis=0) / many
+    sound = (values >= low - beyond) & (values <= high + beyond) | (high == low)
+    sound = sound & ~jnp.isnan(values)
+    many = jnp.maximum(jnp.sum(sound, axis=1), 1)
+    mean = jnp.sum(jnp.where(sound, values, 0.0), axis=1) / many
+    off = jnp.where(sound, values - mean[:, None], 0.0)
+    variance = jnp.sum(off**2, axis=1) / many
     # Values that stay have errors of at most four variances, on average.
     return State(jnp.minimum(state.square, 4 * variance), state.run, mean, variance)

@@ -60,11 +60,10 @@ class State(NamedTuple):
     season: seasons.State
     mean: Float[Array, " channels"]  # of all values, for what is strange
     variance: Float[Array, " channels"]  # of all; forecasters go by that in `glitch`
-    values: ring.Ring | ring.View  # (channels,)
-    seen: ring.Ring | ring.View  # (channels,) 1 where measured
+    values: ring.Ring  # by channel; NaN where nothing was measured
     glitch: glitch.State
-    sound: ring.Ring | ring.View  # (channels,) the values as forecasters see them
-    believed: ring.Ring | ring.View  # (channels,) 1 where measured and no glitch
+    sound: ring.Ring  # (channels,) the values as forecasters see them
+    believed: ring.Ring  # (channels,) 1 where measured and no glitch
     drift: drift.State
     trunk: experts.State
     far: recall.Distances  # the last row is of `SEASON_SCALE`
@@ -73,7 +72,7 @@ class State(NamedTuple):
     level: Float[Array, " channels"]  # mean of the newest `LEVEL` samples
     cache: attention.Cache
     made: Float[Array, "horizon made channels"]  # newest forecasts: KINDS, slopes of recall
-    forecasts: ring.Ring | ring.View  # (horizon, made, channels) the earlier ones
+    forecasts: ring.Ring  # (horizon, made, channels) the earlier ones
     loss: Float[Array, "kinds horizon channels"]  # discounted squared error [variances]
     corrections: corrections.State
     slope: Float[Array, " slopes"]  # of recall's loss, summed since the last gradient step
@@ -113,8 +112,7 @@ def init(params: Params, shape: Shape) -> State:
         season=seasons.init(shape.memory, channels),
         mean=zeros,
         variance=zeros,
-        values=ring.init(rows, channels),
-        seen=ring.init(rows, channels),
+        values=ring.init_by_channel(rows, channels),
         glitch=glitch.init(channels),
         sound=ring.init(rows, channels),
         believed=ring.init(rows, channels),
@@ -157,7 +155,7 @@ def judge(
     horizon = state.loss.shape[1]
     steps = jnp.arange(horizon)
     row = ring.row(state.forecasts, count - 1 - steps)
-    made = state.forecasts.rows[state.forecasts.stream, 0, row, steps]
+    made = state.forecasts.rows[state.forecasts.which, 0, row, steps]
     made, slopes = made[:, : len(KINDS)], made[:, len(KINDS) :]
     known = seen * (steps < count)[:, None]  # (horizon, channels)
     error = jnp.clip((x - made.transpose(1, 0, 2)) / scale, -experts.CLIP, experts.CLIP) * known
@@ -180,7 +178,7 @@ def judge(
 def looked_up(
     far: recall.Distances,
     count: Int[Array, ""],
-    values: ring.Ring | ring.View,
+    values: ring.Ring,
     scale: Float[Array, " channels"],
     lags: int,
 ) -> tuple[
@@ -222,7 +220,7 @@ def followed(
     """
     horizon = past.shape[0]
     made = state.forecasts.rows[
-        state.forecasts.stream, 0, ring.row(state.forecasts, count - horizon), :, TRUNK
+        state.forecasts.which, 0, ring.row(state.forecasts, count - horizon), :, TRUNK
     ]
     error = jnp.clip((past - made) / scale, -experts.CLIP, experts.CLIP)
     return error * seen * (count >= horizon)
@@ -253,8 +251,8 @@ def step(
     foreseen = state.made[0, SERVED]
     x = jnp.where(seen > 0, x, foreseen)
     # Rings are written first and read after, which lets XLA work in place.
-    values = ring.push(state.values, count, x)
-    all_seen = ring.push(state.seen, count, seen)
+    measured = jnp.where(seen > 0, x, jnp.nan)
+    values = ring.push(state.values, count, measured)
 
     mean, variance = moments.standardise(state.mean, state.variance, count, x, seen)
     deviation = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
@@ -266,7 +264,7 @@ def step(
         x,
         seen,
         foreseen,
-        values.rows[values.stream, 0, ring.row(values, others)],
+        ring.read(values, others),
         lambda: ring.last(values, count, glitch.FIRST),
     )
     scale = glitch.scale(usual)
@@ -281,10 +279,8 @@ def step(
     past_believed = ring.last(all_believed, count, horizon + 1)
 
     lags = level.memory
-    then, then_seen = (
-        ring.last(r, count - 1, lags) if lags else r.rows[0, 0, :0] for r in (values, all_seen)
-    )
-    far = recall.compare(state.far, then, then_seen, x, seen, deviation)
+    then = ring.last(values, count - 1, lags)
+    far = recall.compare(state.far, then, measured, deviation)
     means = coarse.take(state.coarse, count, x, seen, lags)
     level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / moments.LEVEL)
     newest_level = state.level + level_rate * (x - state.level)
@@ -347,7 +343,6 @@ def step(
         mean=mean,
         variance=variance,
         values=values,
-        seen=all_seen,
         glitch=usual,
         sound=all_sound,
         believed=all_believed,

@@ -17,8 +17,8 @@ MOST = 127  # of a whole number
 class Packed(NamedTuple):
     """The ring of one stream or of a bank."""
 
-    numbers: ring.Ring | ring.View  # *shape, eight bits
-    unit: ring.Ring | ring.View  # *shape without its last axis, half precision
+    numbers: ring.Ring  # *shape, eight bits
+    unit: ring.Ring  # *shape without its last axis, half precision
 
 
 def init(rows: int, *shape: int) -> Packed:
@@ -39,6 +39,5 @@ def push(packed: Packed, count: Int[Array, ""], new: Float[Array, "*shape"]) -> 
 
 def read(packed: Packed, count: Int[Array, "*n"]) -> Float[Array, "..."]:
     """Read the rows of some samples: [*n, *shape]."""
-    row = ring.row(packed.numbers, count)
-    numbers, unit = (one.rows[one.stream, 0, row].astype(jnp.float32) for one in packed)
+    numbers, unit = (ring.read(one, count).astype(jnp.float32) for one in packed)
     return numbers * unit[..., None]

@@ -12,80 +12,105 @@ import numpy as np
 from jax import lax
 from jax.stages import Compiled
 
-from adaptive import learner, model, ring
+from adaptive import learner, model
+from adaptive.explain import effects
 from adaptive.model import Shape
 from adaptive.settings import BLOCK, Level
+from adaptive.store import Layout
 
 
-def start(params, shape, streams):
-    """Learner and bank before the first sample."""
-    return learner.init(params), model.bank(params, shape, streams)
+def start(params, *, shape, streams, layout):
+    """Learner and streams before the first sample."""
+    return learner.init(params), layout.pack(model.bank(params, shape, streams))
 
 
-def run(params, bank, block, count, *, level):
+def run(params, store, block, count, *, level, layout):
     """Take up to `BLOCK` samples of any streams of a bank through the model, in order.
 
     Inputs and outputs are packed into one array each: every array of a call costs microseconds.
 
     Args:
         params: Shared parameters.
-        bank: All streams; donated, and changed in place.
+        store: All streams; donated, and changed in place.
         block: [BLOCK, 1 + 2 channels] float32: the stream, the centred values, and 1 where they
             were measured.
         count: How many samples there are.
         level: Static.
+        layout: Of the store, static.
 
     Returns:
-        The bank, and [BLOCK, outputs], the fields of `model.Output` side by side.
+        The store, and [BLOCK, outputs], the fields of `model.Output` side by side.
     """
     channels = (block.shape[1] - 1) // 2
 
-    def step(bank, row):
+    def step(store, row):
         stream = row[0].astype(jnp.int32)
         x, seen = row[1 : 1 + channels], row[1 + channels :]
-        state, out = model.step(params, ring.of_stream(bank, stream), x, seen, level)
+        state, out = model.step(params, layout.of_stream(store, stream), x, seen, level)
         packed = jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in out])
-        return ring.with_stream(bank, stream, state), packed
+        return layout.with_stream(store, stream, state), packed
 
     def one(k, carry):
-        bank, outputs = carry
-        bank, packed = step(bank, block[k])
-        return bank, outputs.at[k].set(packed)
+        store, outputs = carry
+        store, packed = step(store, block[k])
+        return store, outputs.at[k].set(packed)
 
-    width = jax.eval_shape(step, bank, block[0])[1].shape[0]
-    return lax.fori_loop(0, count, one, (bank, jnp.zeros((BLOCK, width), jnp.float32)))
+    width = jax.eval_shape(step, store, block[0])[1].shape[0]
+    return lax.fori_loop(0, count, one, (store, jnp.zeros((BLOCK, width), jnp.float32)))
+
+
+def learn(params, learned, store, stream, *, shape, objective, layout):
+    """Take one gradient step on the feedback of one stream: `learner.step`, on a store."""
+    bank = layout.unpack(store)
+    params, learned, bank, report = learner.step(params, learned, bank, stream, shape, objective)
+    return params, learned, layout.pack(bank), report
+
+
+def explain(params, store, stream, *, layout, level):
+    """What carried the newest answer of a stream: `explain.effects`, on a store."""
+    return effects(params, layout.of_stream(store, stream), level)
 
 
 class Programs:
     """The programs of a bank: one for each level, and the gradient step."""
 
-    def __init__(self, shape: Shape, levels: Sequence[Level], streams: int, objective: str | None):
+    def __init__(
+        self,
+        shape: Shape,
+        levels: Sequence[Level],
+        streams: int,
+        layout: Layout,
+        objective: str | None,
+    ):
         """Compile nothing yet.
 
         Args:
             shape: Of the model.
             levels: Cheapest first.
             streams: In the bank.
+            layout: Of their store.
             objective: Of gradient steps; None if none will be taken.
         """
-        self.shape, self.levels, self.objective = shape, tuple(levels), objective
+        self.shape, self.levels, self.layout = shape, tuple(levels), layout
+        self.objective = objective
         self.form = (shape, self.levels, streams, objective)
         self.run: dict[int, Compiled] = {}
         self.learn: Compiled | None = None
 
     def compile(
-        self, params: Any, learned: Any, bank: Any, levels: Sequence[int] | None
+        self, params: Any, learned: Any, store: Any, levels: Sequence[int] | None
     ) -> Iterator[str]:
         """Compile, two programs at a time; yield the name of each when it is ready."""
         levels = range(len(self.levels)) if levels is None else levels
         jobs: dict[int | str, Callable[[], Compiled]] = {}
         for i in levels:
-            jitted = jax.jit(partial(run, level=self.levels[i]), donate_argnums=1)
-            jobs[i] = jitted.lower(params, bank, self.no_block(), np.int32(1)).compile
+            program = partial(run, level=self.levels[i], layout=self.layout)
+            jitted = jax.jit(program, donate_argnums=1)
+            jobs[i] = jitted.lower(params, store, self.no_block(), np.int32(1)).compile
         if self.objective:
-            step = partial(learner.step, shape=self.shape, objective=self.objective)
+            step = partial(learn, shape=self.shape, objective=self.objective, layout=self.layout)
             jitted = jax.jit(step, donate_argnums=2)
-            jobs["learn"] = jitted.lower(params, learned, bank, np.int32(0)).compile
+            jobs["learn"] = jitted.lower(params, learned, store, np.int32(0)).compile
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}
             for name, future in compiled.items():
@@ -100,35 +125,35 @@ class Programs:
         """An empty input of `run`."""
         return np.zeros((BLOCK, 2 * self.shape.channels + 1), np.float32)
 
-    def costs(self, params: Any, bank: Any, repeats: int = 20) -> list[dict[int, float]]:
+    def costs(self, params: Any, store: Any, repeats: int = 20) -> list[dict[int, float]]:
         """Measure what each level costs, on copies, so that nothing is learned from it.
 
         Returns:
             For each level the median cost [s] of a call with so many samples.
         """
         block, costs = self.no_block(), []
-        bank = jax.tree.map(jnp.copy, bank)
+        store = jax.tree.map(jnp.copy, store)
         for i in range(len(self.levels)):
             cost = {}
             for size in (1, 8, BLOCK):
                 laps = []
                 for _ in range(repeats if size < BLOCK else 3):
                     begin = time.perf_counter()
-                    bank, out = self.run[i](params, bank, block, np.int32(size))
+                    store, out = self.run[i](params, store, block, np.int32(size))
                     np.asarray(out)
                     laps.append(time.perf_counter() - begin)
                 cost[size] = float(np.median(laps))
             costs.append(cost)
         return costs
 
-    def learn_cost(self, params: Any, learned: Any, bank: Any, repeats: int = 5) -> float:
+    def learn_cost(self, params: Any, learned: Any, store: Any, repeats: int = 5) -> float:
         """Measure what a gradient step costs [s], on copies; 0 if none are taken."""
         if self.learn is None:
             return 0.0
-        bank, laps = jax.tree.map(jnp.copy, bank), []
+        store, laps = jax.tree.map(jnp.copy, store), []
         for _ in range(repeats):
             begin = time.perf_counter()
-            _, _, bank, report = self.learn(params, learned, bank, np.int32(0))
+            _, _, store, report = self.learn(params, learned, store, np.int32(0))
             jax.block_until_ready(report)
             laps.append(time.perf_counter() - begin)
         return float(np.median(laps))

@@ -81,61 +81,72 @@ def unit(far: Distances, deviation: Float[Array, " channels"]) -> Float[Array, "
 
 def compare(
     far: Distances,
-    then: Float[Array, "lags channels"],
-    then_seen: Float[Array, "lags channels"],
+    then: Float[Array, "channels lags"],
     now: Float[Array, " channels"],
-    seen: Float[Array, " channels"],
     deviation: Float[Array, " channels"],
 ) -> Distances:
     """Take in how far the newest sample is from each of the past.
 
     Args:
         far: The distances before it.
-        then: The past samples, from `lags` ago down to 1 ago. A level that attends to less
-            memory hands in fewer; the lags beyond are forgotten and grow anew later.
-        then_seen: 1 where a value was measured, else 0.
-        now: The newest sample.
-        seen: 1 where it was measured.
+        then: The past samples, from `lags` ago down to 1 ago; NaN where nothing was measured. A
+            level that attends to less memory hands in fewer; the lags beyond are forgotten and
+            grow anew later.
+        now: The newest sample; NaN where it was not measured.
         deviation: The running standard deviation.
 
     Returns:
         The new distances; the nearest moment is yet to be found.
     """
-    lags, beyond = then.shape[0], far.distance.shape[1] - then.shape[0]
-    both = then_seen * seen
-    apart = ((then - now) / unit(far, deviation)) ** 2
-    there = jnp.sum(both, axis=1)
-    scales = (*SCALES, SEASON_SCALE)[: far.distance.shape[0]]
-    cuts = [SEASON_CUT if scale == SEASON_SCALE else FARTHEST for scale in scales]
-    total = {cut: jnp.sum(jnp.minimum(apart, cut) * both, axis=1) for cut in set(cuts)}
-    apart = jnp.stack([total[cut] for cut in cuts]) / jnp.maximum(there, 1.0)
+    (channels, lags), (scales, memory) = then.shape, far.distance.shape
+    if not lags:
+        nothing = jnp.zeros_like(far.distance)
+        return far._replace(distance=nothing, compared=nothing, lag=jnp.int32(0))
+    beyond, weight = memory - lags, 1.0 / unit(far, deviation)
+
+    def add(channel: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        apart = ((then[channel] - now[channel]) * weight[channel]) ** 2
+        known = ~jnp.isnan(apart)
+        cut, season_cut = (
+            jnp.where(known, jnp.minimum(apart, most), 0.0) for most in (FARTHEST, SEASON_CUT)
+        )
+        total, season_total, there = sums
+        return total + cut, season_total + season_cut, there + known
+
+    # Channel by channel: XLA's sum over them takes twice as long. The length is always `channels`,
+    # but XLA can not tell, or it would compute a loop of one anew for all that reads the sums.
+    length = jnp.where(far.looked >= 0, channels, 0)
+    nothing = jnp.zeros(lags)
+    total, season_total, there = lax.fori_loop(0, length, add, (nothing, nothing, nothing))
+    of_season = jnp.arange(scales)[:, None] == len(SCALES)
+    apart = jnp.where(of_season, season_total, total) / jnp.maximum(there, 1.0)
     there = jnp.minimum(there, 1.0)
-    rate = 1.0 / jnp.asarray(scales, jnp.float32)[:, None]
-    distance = far.distance[:, beyond:] * (1 - rate) + rate * (apart * there)
+    rate = 1.0 / jnp.asarray((*SCALES, SEASON_SCALE)[:scales], jnp.float32)[:, None]
+    distance = far.distance[:, beyond:] * (1 - rate) + rate * apart
     compared = far.compared[:, beyond:] * (1 - rate) + rate * there
     if beyond:
         distance = jnp.pad(distance, ((0, 0), (beyond, 0)))
         compared = jnp.pad(compared, ((0, 0), (beyond, 0)))
     far = far._replace(distance=distance, compared=compared)
-    if not lags:
-        return far._replace(lag=jnp.int32(0))
     # What followed the nearest moment, against what came now.
     row = jnp.clip(lags - far.lag, 0, lags - 1)
-    known = both[row] * ((far.lag > 0) & (far.lag <= lags))
-    off = jnp.minimum((now - then[row]) ** 2, (CUT * deviation) ** 2)
-    looked = jnp.minimum(far.looked + jnp.max(known), SLOW)
-    mean = far.apart + known * (off - far.apart) / jnp.maximum(looked, 1.0)
+    off = (now - then[:, row]) ** 2
+    known = ~jnp.isnan(off) & (far.lag > 0) & (far.lag <= lags)
+    off = jnp.where(known, jnp.minimum(off, (CUT * deviation) ** 2), far.apart)
+    looked = jnp.minimum(far.looked + known.any(), SLOW)
+    mean = far.apart + (off - far.apart) / jnp.maximum(looked, 1.0)
     return far._replace(apart=mean, looked=looked)
 
 
 def distances(far: Distances, count: Int[Array, ""], lags: int) -> Float[Array, "scales lags"]:
     """Read the distances to the moments that count: compared enough, and old enough."""
-    distance = far.distance[: len(SCALES), -lags:]
-    compared = far.compared[: len(SCALES), -lags:]
-    scale = jnp.asarray(SCALES)[:, None]
-    youngest = jnp.minimum(DELAY, jnp.maximum(count // 4, 2 * scale))
-    counts = (compared > COMPARED) & (jnp.arange(lags, 0, -1) >= youngest)
-    return jnp.where(counts, distance / jnp.maximum(compared, COMPARED), jnp.inf)
+    rows = []  # one by one: XLA takes several times as long for all at once
+    for k, scale in enumerate(SCALES):
+        distance, compared = far.distance[k, -lags:], far.compared[k, -lags:]
+        youngest = jnp.minimum(DELAY, jnp.maximum(count // 4, 2 * scale))
+        counts = (compared > COMPARED) & (jnp.arange(lags, 0, -1) >= youngest)
+        rows.append(jnp.where(counts, distance / jnp.maximum(compared, COMPARED), jnp.inf))
+    return jnp.stack(rows)
 
 
 def nearest(distance: Float[Array, "rows lags"]) -> Nearest:
@@ -175,7 +186,7 @@ def rareness(distance: Float[Array, " lags"]) -> Float[Array, ""]:
 
 
 def apart_by_channel(
-    values: ring.Ring | ring.View,
+    values: ring.Ring,
     count: Int[Array, ""],
     lag: Int[Array, " nearest"],
     weight: Float[Array, " nearest"],
@@ -185,6 +196,7 @@ def apart_by_channel(
     window = SCALES[1]
     now = ring.last(values, count, window)
     then = jnp.stack([ring.last(values, count - lag[k], window) for k in range(NEAREST)])
-    apart = jnp.mean(((then - now) / scale) ** 2, axis=1)  # (nearest, channels)
+    apart = ((then - now) / scale[:, None]) ** 2  # (nearest, channels, window)
+    apart = jnp.mean(jnp.where(jnp.isnan(apart), 0.0, apart), axis=2)
     apart = jnp.minimum(weight @ apart, 1e12)
     return apart / jnp.maximum(jnp.sum(apart), 1e-12)

@@ -40,7 +40,7 @@ class State(NamedTuple):
     since: Int[Array, ""]  # [samples] since it was found
     phase: Float[Array, ""]  # place in it, in [0, 1); goes on when it is measured anew
     level: Float[Array, " channels"]  # mean of about the newest one
-    profiles: ring.Ring | ring.View  # (rates, channels)
+    profiles: ring.Ring  # (rates, channels)
     before: Float[Array, "rates channels"]  # the profiles one season before the next sample
 
 
@@ -84,13 +84,13 @@ def take(
     # In the first season a profile is what was seen or, where nothing was, foreseen.
     rates = jnp.where(since < lag, 1.0, rates * believed)
     profiles = ring.push(state.profiles, count, state.before + rates * (x - state.before))
-    before = profiles.rows[profiles.stream, 0, ring.row(profiles, count + 1 - lag)]
+    before = ring.read(profiles, count + 1 - lag)
     phase = (state.phase + 1.0 / lag) % 1.0
     return State(lag, since, phase, level, profiles, before)
 
 
 def ahead(
-    values: ring.Ring | ring.View,
+    values: ring.Ring,
     count: Int[Array, ""],
     lag: Int[Array, ""],
     horizon: int,
@@ -108,7 +108,7 @@ def ahead(
     """
     steps = jnp.arange(1, horizon + 1)
     ago = lag * (-(-steps // lag)) - steps
-    return values.rows[values.stream, 0, ring.row(values, count - ago)]
+    return ring.read(values, count - ago)
 
 
 def same(lag: Int[Array, ""], other: Int[Array, ""]) -> Bool[Array, ""]:

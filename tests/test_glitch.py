@@ -25,7 +25,7 @@ def lived(values, foreseen=None):
         x = values[n]
         before = values[jnp.maximum(n - 1, 0)] if foreseen is None else foreseen[n]
         others = values[jnp.maximum(n - jnp.array([1, SEASON, 2 * SEASON]), 0)]
-        first = partial(jax.lax.dynamic_slice_in_dim, values, 0, glitch.FIRST)
+        first = partial(jax.lax.dynamic_slice_in_dim, values.T, 0, glitch.FIRST, axis=1)
         return glitch.believe(state, n, x, jnp.ones_like(x), before, others, first)
 
     return jax.lax.scan(one, glitch.init(values.shape[1]), rows)

@@ -14,18 +14,18 @@ def test_the_controller_knows_how_many_parts_are_distances():
 
 
 @jax.jit
-def compare(state, then, then_seen, now, seen):
-    return recall.compare(state, then, then_seen, now, seen, jnp.asarray(SCALE, jnp.float32))
+def compare(state, then, now):
+    return recall.compare(state, then, now, jnp.asarray(SCALE, jnp.float32))
 
 
 def compared(values, seen, lags):
     """Take a stream through the memory, sample n at a level that attends to `lags[n]` moments."""
     state = recall.init(MEMORY, CHANNELS, len(recall.SCALES) + 1)
-    pad = np.zeros((MEMORY, CHANNELS))
-    values, seen = (np.concatenate((pad, a)).astype(np.float32) for a in (values, seen))
+    nothing = np.full((MEMORY, CHANNELS), np.nan)
+    values = np.concatenate((nothing, np.where(seen > 0, values, np.nan))).astype(np.float32)
     for n, many in enumerate(lags):
-        at = slice(MEMORY + n - many, MEMORY + n)
-        state = compare(state, values[at], seen[at], values[MEMORY + n], seen[MEMORY + n])
+        then = values[MEMORY + n - many : MEMORY + n]
+        state = compare(state, then.T, values[MEMORY + n])
     return state
 
 
@@ -139,12 +139,12 @@ def test_a_channel_that_the_nearest_moment_foretells_counts_more():
     regular = np.tile([0.0, 3.0, 1.0, -2.0], many // 4)
     values = np.stack((regular, rng.normal(0, regular.std(), many)), axis=1).astype(np.float32)
     deviation = jnp.asarray(values.std(axis=0))
-    far, seen = recall.init(MEMORY, CHANNELS, 3), jnp.ones((MEMORY, CHANNELS))
+    far = recall.init(MEMORY, CHANNELS, 3)
     np.testing.assert_allclose(recall.unit(far, deviation), deviation, rtol=1e-6)
     off = []
     for n in range(MEMORY, many):
-        then, now = jnp.asarray(values[n - MEMORY : n]), jnp.asarray(values[n])
-        far = recall.compare(far._replace(lag=jnp.int32(4)), then, seen, now, seen[0], deviation)
+        then, now = jnp.asarray(values[n - MEMORY : n].T), jnp.asarray(values[n])
+        far = recall.compare(far._replace(lag=jnp.int32(4)), then, now, deviation)
         off.append((values[n] - values[n - 4]) ** 2)
     cut = (recall.CUT * np.asarray(deviation)) ** 2
     np.testing.assert_allclose(far.apart, np.minimum(off, cut).mean(axis=0), rtol=1e-4, atol=1e-6)
@@ -153,10 +153,12 @@ def test_a_channel_that_the_nearest_moment_foretells_counts_more():
     assert np.mean(1 / got**2) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_the_share_of_a_channel_is_its_part_in_the_weighted_distance_of_windows():
+@pytest.mark.parametrize("missing", [[], [55, 60, 88]])
+def test_the_share_of_a_channel_is_its_part_in_the_weighted_distance_of_windows(missing):
     rng, many = np.random.default_rng(6), 90
     values = rng.normal(size=(many, CHANNELS)) * SCALE
-    rows, push = ring.init(64, CHANNELS), jax.jit(ring.push)
+    values[missing, 0] = np.nan
+    rows, push = ring.init_by_channel(64, CHANNELS), jax.jit(ring.push)
     for n, x in enumerate(values):
         rows = push(rows, jnp.int32(n), x.astype(np.float32))
     lag, weight = np.array([20, 25, 31, 40, 0]), np.array([0.5, 0.2, 0.2, 0.1, 0.0])
@@ -169,7 +171,10 @@ def test_the_share_of_a_channel_is_its_part_in_the_weighted_distance_of_windows(
     )
     window = recall.SCALES[1]
     apart = sum(
-        w * (((values[-window:] - values[many - at - window : many - at]) / SCALE) ** 2).mean(0)
+        w
+        * np.nan_to_num(
+            ((values[-window:] - values[many - at - window : many - at]) / SCALE) ** 2
+        ).mean(0)
         for at, w in zip(lag, weight, strict=True)
     )
     np.testing.assert_allclose(got, apart / apart.sum(), rtol=1e-4)

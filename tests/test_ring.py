@@ -14,7 +14,7 @@ last = jax.jit(ring.last, static_argnums=2)
 @pytest.mark.parametrize("start", [-1, 2, 2 * ring.WRAP - 9, 2 * ring.WRAP - 21])
 def test_the_newest_rows_equal_the_end_of_a_plain_list_wherever_the_counter_wraps(start):
     buffer, count, plain = ring.init(LENGTH, 3), jnp.int32(start), []
-    view = ring.View(buffer.rows, jnp.int32(0))
+    view = ring.Ring(buffer.rows, jnp.int32(0))
     rng = np.random.default_rng(0)
     for _ in range(3 * LENGTH):
         new = rng.normal(size=3).astype(np.float32)
@@ -44,12 +44,12 @@ def test_streams_of_a_bank_do_not_touch_each_other():
     for stream in rng.integers(0, 3, 60):
         new = rng.normal(size=(2, 2)).astype(np.float32)
         count[stream] += 1
-        view = push(ring.View(rows, jnp.int32(stream)), jnp.int32(count[stream]), new)
+        view = push(ring.Ring(rows, jnp.int32(stream)), jnp.int32(count[stream]), new)
         rows = view.rows
         plain[stream].append(new)
     assert min(map(len, plain)) > LENGTH
     for stream in range(3):
-        view = ring.View(rows, jnp.int32(stream))
+        view = ring.Ring(rows, jnp.int32(stream))
         got = last(view, jnp.int32(count[stream]), LENGTH)
         np.testing.assert_array_equal(got, plain[stream][-LENGTH:])
 
@@ -71,6 +71,27 @@ def test_a_ring_of_many_streams_cannot_be_read_without_saying_which():
     rows = jnp.zeros((2, 2, LENGTH), jnp.float32)
     with pytest.raises(ValueError, match="2 streams"):
         ring.last(ring.Ring(rows), jnp.int32(0), 1)
+
+
+@pytest.mark.parametrize("start", [-1, 2 * ring.WRAP - 9])
+def test_a_ring_by_channel_holds_the_same_turned_and_nan_where_nothing_was(start):
+    many = jnp.repeat(ring.init_by_channel(LENGTH, 3).rows, 2, axis=0)
+    view = ring.Ring(many, jnp.int32(1), by_channel=True)
+    count, plain, rng = jnp.int32(start), [], np.random.default_rng(0)
+    for _ in range(2 * LENGTH):
+        new = rng.normal(size=3).astype(np.float32)
+        count = advance(count)
+        view = push(view, count, new)
+        plain.append(new)
+        wanted = np.array(plain[-LENGTH:])
+        got = np.asarray(last(view, count, LENGTH)).T
+        np.testing.assert_array_equal(got[LENGTH - len(wanted) :], wanted)
+        assert np.isnan(got[: LENGTH - len(wanted)]).all()
+    numbers = count - jnp.array([0, 4, 2])
+    got = jax.jit(ring.read)(view, numbers)
+    np.testing.assert_array_equal(got, [plain[-1], plain[-5], plain[-3]])
+    np.testing.assert_array_equal(jax.jit(ring.read)(view, count), plain[-1])
+    assert np.isnan(view.rows[0]).all()
 
 
 def test_a_ring_of_one_copy_has_single_rows_in_its_own_precision_and_no_slices():

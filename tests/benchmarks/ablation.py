@@ -38,7 +38,8 @@ def forecasts(values, settings, learns):
         return jax.lax.scan(one, bank, rows)
 
     step = jax.jit(lambda p, m, b: learner.step(p, m, b, jnp.int32(0), shape, settings.objective))
-    params, learned, bank, made = engine.params, engine.learned, engine.bank, []
+    params, learned, made = engine.params, engine.learned, []
+    bank = jax.tree.map(jnp.asarray, engine.bank)
     rows = jnp.asarray(values - values[0], jnp.float32)
     for first in range(0, len(rows) - EVERY + 1, EVERY):
         bank, out = block(params, bank, rows[first : first + EVERY])
