@@ -42,10 +42,14 @@ SHARPNESS = 5.0  # of the exponential weights
 
 
 class Regression(NamedTuple):
-    """An RLS forecaster: rows of regressors, outputs that each row foretells."""
+    """An RLS forecaster: rows of regressors, outputs that each row foretells.
+
+    Its weights are of the last step of the horizon first, as the pairs that mature are, and by lag
+    within: what is large is never turned.
+    """
 
     root: Float[Array, "lags lags"]  # of the covariance of the weights
-    weights: Float[Array, "lags horizon outputs"]
+    weights: Float[Array, "horizon outputs lags"]
     pairs: ring.Ring  # (2, rows, lags) regressors and gains to be matured
 
 
@@ -87,7 +91,7 @@ def regression(rows: int, lags: int, horizon: int, outputs: int) -> Regression:
     """A regression that has seen nothing and forecasts no change."""
     return Regression(
         jnp.eye(lags, dtype=jnp.float32),
-        jnp.zeros((lags, horizon, outputs), jnp.float32),
+        jnp.zeros((horizon, outputs, lags), jnp.float32),
         ring.init(horizon + 1, 2, rows, lags),
     )
 
@@ -167,19 +171,17 @@ def learn(
     Args:
         state: The regression.
         count: Number of the sample that has just arrived.
-        change: By row h - 1, the newest value minus the one h samples ago [standard deviations].
+        change: The newest value minus the one h samples ago, of the last step first, as the pairs
+            that mature are [standard deviations].
         seen: 1 where both were measured, else 0.
 
     Returns:
         The regression with new weights.
     """
-    horizon = change.shape[0]
-    # Oldest first, so of the last step first: turning the small arrays is cheaper than the pairs.
-    pairs = ring.last(state.pairs, count - 1, horizon)
+    pairs = ring.last(state.pairs, count - 1, change.shape[0])
     regressors, gains = pairs[:, 0], pairs[:, 1]  # (horizon, rows, lags)
-    foreseen = jnp.einsum("hrl,lho->hro", regressors, state.weights[:, ::-1])
-    error = (change[::-1] - foreseen) * seen[::-1]
-    step = jnp.einsum("hrl,hro->lho", gains, error)[:, ::-1]
+    foreseen = jnp.einsum("hrl,hol->hro", regressors, state.weights)
+    step = jnp.einsum("hrl,hro->hol", gains, (change - foreseen) * seen)
     return state._replace(weights=state.weights + step)
 
 
@@ -231,10 +233,10 @@ def forecast(
         The forecasts, in the units of the values, in the order of `EXPERTS`.
     """
     newest = recent.window[-1]
-    long = jnp.einsum("cl,lh->hc", long_regressors(recent), state.long.weights[..., 0])
+    long = jnp.einsum("hl,cl->hc", state.long.weights[:, 0], long_regressors(recent))
     row = joint_regressors(recent)[0]
-    slow, fast = (jnp.einsum("l,lhc->hc", row, one.weights) for one in state[1:])
-    learned = (one * recent.scale for one in (long, slow, fast))
+    slow, fast = (jnp.einsum("hcl,l->hc", one.weights, row) for one in state[1:])
+    learned = (one[::-1] * recent.scale for one in (long, slow, fast))
     usual = profiles.transpose(1, 0, 2) - newest
     return jnp.stack((jnp.zeros_like(long), seasonal - newest, *usual, *learned)) + newest
 
@@ -275,7 +277,8 @@ def step(
     Returns:
         The trunk.
     """
-    change = jnp.clip((recent.window[-1] - past) / recent.scale, -CLIP, CLIP)
+    change = jnp.clip((recent.window[-1] - past) / recent.scale, -CLIP, CLIP)[::-1]
+    known = known[::-1]
     long = observe(state.long, count, long_regressors(recent), jnp.float32(LONG_FORGETTING))
     row, lasts = joint_regressors(recent), memory(recent.season.lag)
     slow = observe(state.slow, count, row, 1 - 1 / (SLOW * lasts))

@@ -96,9 +96,11 @@ def push(ring: Ring, count: Int[Array, ""], new: Float[Array, "*shape"]) -> Ring
 def read(ring: Ring, count: Int[Array, "*n"]) -> Array:
     """Read the rows of samples by their numbers: (*n, *shape)."""
     at = row(ring, count)
-    if ring.by_channel:
-        return ring.rows[ring.which, :, 0, at]  # numbers of samples come first
-    return ring.rows[ring.which, 0, at]
+    # By channel, too, the numbers of the samples come first.
+    rows = (
+        ring.rows.at[ring.which, :, 0, at] if ring.by_channel else ring.rows.at[ring.which, 0, at]
+    )
+    return rows.get(mode="promise_in_bounds")
 
 
 def last(ring: Ring, count: Int[Array, ""], rows: int) -> Float[Array, "..."]:

@@ -100,10 +100,12 @@ def test_every_step_is_the_exact_batch_solution_of_exactly_the_truths_that_have_
     change = np.clip(change, -experts.CLIP, experts.CLIP)
     rows = np.array([long_rows(values, n) for n in moments])
     rest = np.array([joint_row(values, n) for n in moments])
-    cases = [(long[..., 0], rows, change, experts.LONG_FORGETTING)]
+    # Steps come last first.
+    long, slow, fast = (np.moveaxis(one[:, ::-1], 1, -1) for one in (long, slow, fast))
+    cases = [(long[:, 0], rows, change, experts.LONG_FORGETTING)]
     for joint, lasts in ((slow, experts.SLOW), (fast, 1)):
         forgetting = 1 - 1 / (lasts * experts.LEAST_MEMORY)
-        cases += [(joint[..., c], rest, change[:, [c]], forgetting) for c in range(CHANNELS)]
+        cases += [(joint[:, c], rest, change[:, [c]], forgetting) for c in range(CHANNELS)]
     for weights, regressors, targets, forgetting in cases:
         g, earlier = (weights[n, :, step - 1] for n in (newest, newest - 1))
         w, b = (
@@ -139,7 +141,7 @@ def test_after_a_change_the_fast_forecaster_is_soon_that_of_the_new_stream():
     off = []
     for told in (change + 20, drift.NEVER):
         _, (_, _, fast) = trained(values, known, SCALE, told)
-        off.append(np.abs(np.asarray(fast)[-1, at, 0, 0] - (-0.6, -0.7)).max())
+        off.append(np.abs(np.asarray(fast)[-1, -1, 0, at] - (-0.6, -0.7)).max())
     assert off[0] < 0.4 < 0.8 < off[1]
 
 
@@ -147,7 +149,7 @@ def test_after_a_change_the_fast_forecaster_is_soon_that_of_the_new_stream():
 def test_what_the_joint_forecaster_sees_of_many_channels_is_bounded(channels):
     lags = experts.joint_lags(channels)
     assert lags == experts.JOINT_LAGS[: len(lags)]
-    numbers = jax.eval_shape(partial(experts.init, channels, 1)).fast.weights.shape[0]
+    numbers = jax.eval_shape(partial(experts.init, channels, 1)).fast.weights.shape[-1]
     assert numbers <= experts.MOST
     assert (len(lags) == 8) == (channels <= 13)
     assert (len(lags) == 0) == (channels > 59)
