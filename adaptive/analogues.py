@@ -10,7 +10,8 @@ of the past is asked: the moments whole seasons ago, and those that the distance
 
 and a channel attends by how alike paths and values are, with less weight for what is old,
 
-    softmax over moments of -(s1 own path + s2 own values + s3 paths of all channels + a age).
+    softmax over moments of
+        -(s1 own path + s2 own newest values + s3 those before + s4 paths of all channels + a age).
 
 The penalties s and a are adjusted online by gradients through the softmax. What is kept is in
 standard deviations, in eight bits: what is smaller is noise here.
@@ -31,10 +32,10 @@ from adaptive import packed
 
 SEASONS, LONGEST = 160, 4096  # moments whole seasons ago, at a memory of so many samples
 FEWEST = 8  # at the least
-VALUES = 12  # [samples] newest values in a key
+VALUES, NEWEST = 12, 3  # [samples] newest values in a key, and those with a penalty of their own
 POINTS = 14  # steps of the horizon in a key, at most
 FULL = 4096  # [samples] the age that the penalty on age is given for
-FIRST_SHARPNESS, FIRST_AGE = (1.6, 0.8, 1.6), 0.2
+FIRST_SHARPNESS, FIRST_AGE = (1.6, 0.2, 0.6, 1.6), 0.2
 SHOWN = 5  # moments that are named as an explanation
 LARGEST = 1e4  # [standard deviations] in a key
 
@@ -161,7 +162,8 @@ def attend(
     kinds = jnp.stack(
         (
             own,
-            jnp.mean(apart[..., -VALUES:], axis=2),
+            jnp.mean(apart[..., -NEWEST:], axis=2),
+            jnp.mean(apart[..., -VALUES:-NEWEST], axis=2),
             jnp.broadcast_to(jnp.mean(own, axis=1, keepdims=True), own.shape),
         )
     )

@@ -35,10 +35,11 @@ from adaptive.model import Params, Shape
 
 Tree = TypeVar("Tree")  # of arrays
 
-LEARNING_RATE = 6e-4
+ENCODER_RATE = 6e-4  # of a step
+RECALL_RATE = 0.024  # of the logarithm of a penalty
 HUBER = 4.0  # [standard deviations] beyond it errors count linearly
 LARGEST_STEP = 1.0  # norm of a gradient; a longer one is cut
-REACH = 2.1  # that the logarithm of a penalty may move: a factor of 8
+REACH = 4.0  # that the logarithm of a penalty may move: a factor of 55
 JUDGED = 64  # steps that a judgement takes, at least, and the memory of its means
 PAIRS, SIZE = 16, 0.05  # of random steps, and their deviation
 WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much goes back
@@ -63,8 +64,8 @@ class Report(NamedTuple):
 
 
 def optimiser() -> optax.GradientTransformation:
-    """Adam behind a cut at `LARGEST_STEP`."""
-    return optax.chain(optax.clip_by_global_norm(LARGEST_STEP), optax.adam(LEARNING_RATE))
+    """Adam behind a cut at `LARGEST_STEP`; how far to step is yet to be said."""
+    return optax.chain(optax.clip_by_global_norm(LARGEST_STEP), optax.scale_by_adam())
 
 
 def init(params: Params) -> State:
@@ -150,8 +151,11 @@ def step(
     else:
         value, slope = jax.value_and_grad(of)(params.encoder)
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
-    updates, moved = optimiser().update(slopes, learned.momenta, params)
-    stepped = bounded(jax.tree.map(jnp.add, params, updates))
+    steps, moved = optimiser().update(slopes, learned.momenta, params)
+    stepped = Params(
+        bounded(against(params.recall, steps.recall, RECALL_RATE)),
+        against(params.encoder, steps.encoder, ENCODER_RATE),
+    )
     numbers = jax.tree.leaves((value, slopes, stepped))
     finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
     judged, goes_back = judge(learned, params.encoder, value, of(learned.anchor))
@@ -164,14 +168,18 @@ def step(
     return params, learned, bank, Report(value, finite & ~goes_back)
 
 
-def bounded(params: Params) -> Params:
+def against(params: Tree, steps: Tree, rate: float) -> Tree:
+    """Move parameters against their scaled slopes."""
+    return jax.tree.map(lambda one, step: one - rate * step, params, steps)
+
+
+def bounded(params: analogues.Params) -> analogues.Params:
     """Keep recall's penalties within reach of their first values."""
-    near = jax.tree.map(
+    return jax.tree.map(
         lambda one, first: jnp.clip(one, first - REACH, first + REACH),
-        params.recall,
+        params,
         analogues.init_params(),
     )
-    return params._replace(recall=near)
 
 
 def judge(

@@ -33,9 +33,12 @@ def by_hand(theta, lags, path, newest, errors):
     logit = np.zeros((len(lags), CHANNELS))
     for k, lag in enumerate(lags):
         own = ((path[now - lag] - path[now]) ** 2).mean(axis=0)
-        recent = ((newest[now - lag] - newest[now]) ** 2).mean(axis=0)
-        distance = np.stack((own, recent, np.full(CHANNELS, own.mean())))
-        logit[k] = -np.exp(theta[:3]) @ distance - np.exp(theta[3]) * lag / analogues.FULL
+        values = (newest[now - lag] - newest[now]) ** 2
+        late, early = (
+            part.mean(axis=0) for part in (values[-analogues.NEWEST :], values[: -analogues.NEWEST])
+        )
+        distance = np.stack((own, late, early, np.full(CHANNELS, own.mean())))
+        logit[k] = -np.exp(theta[:-1]) @ distance - np.exp(theta[-1]) * lag / analogues.FULL
     weight = np.exp(logit - logit.max(axis=0))
     weight /= weight.sum(axis=0)
     for k, lag in enumerate(lags):
@@ -56,14 +59,14 @@ def test_what_is_recalled_is_a_softmax_over_seasons_and_near_moments_and_so_are_
     wanted = [lag for lag in wanted if HORIZON <= lag < MEMORY]
     assert [int(a) for a, may in zip(among.lag, among.may, strict=True) if may] == wanted
     # A penalty on age that can be told from none within so few samples.
-    theta = np.array([0.3, -0.5, -0.2, 3.0])
-    params = analogues.Params(jnp.asarray(theta[:3], jnp.float32), jnp.float32(theta[3]))
+    theta = np.array([0.3, -1.0, -0.8, -0.2, 3.0])
+    params = analogues.Params(jnp.asarray(theta[:-1], jnp.float32), jnp.float32(theta[-1]))
     rows, out = attend(params, state, count, key, among)
     expected, weight = by_hand(theta, wanted, *past)
     np.testing.assert_allclose(out[0], expected, atol=2e-2)  # eight bits
     np.testing.assert_allclose(rows[0].sum(axis=0), 1.0, rtol=1e-5)
     np.testing.assert_allclose(rows[0][np.asarray(among.may) > 0], weight, atol=1e-2)
-    for k, step in enumerate(1e-5 * np.eye(4)):
+    for k, step in enumerate(1e-5 * np.eye(len(theta))):
         ends = [by_hand(theta + sign * step, wanted, *past)[0] for sign in (1, -1)]
         np.testing.assert_allclose(out[1 + k], (ends[0] - ends[1]) / 2e-5, atol=3e-2)
     lag, share = analogues.shown(rows[0], among)
