@@ -32,6 +32,7 @@ from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level
 TRUNK, RECALL, SERVED = (KINDS.index(kind) for kind in ("trunk", "recall", "served"))
 STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, departure of the level
 SLOPES = analogues.PARAMETERS  # whose slopes are kept
+LEAST_ERROR = 1e-3  # [standard deviations] that is usual of a step
 
 
 class Shape(NamedTuple):
@@ -168,8 +169,9 @@ def judge(
 
     kept = drift.kept(change, experts.memory(state.season.lag))
     learned = corrections.learn(state.corrections, error, known, loss, kept)
-    # d/d theta of a Huber loss of what recall left.
-    pull = jnp.clip(error[RECALL], -1.0, 1.0)
+    # d/d theta of a Huber loss of what recall left. All steps count alike: far ones err more.
+    usual = jnp.sqrt(jnp.mean(loss[TRUNK], axis=1, keepdims=True)) + LEAST_ERROR
+    pull = jnp.clip(error[RECALL], -1.0, 1.0) * jnp.mean(usual) / usual
     slope = state.slope - jnp.einsum("hc,hsc->s", pull, slopes) / (horizon * x.shape[0])
     state = state._replace(drift=change, loss=loss, corrections=learned, slope=slope)
     return state, error[TRUNK]

@@ -238,21 +238,27 @@ def lived(params, values):
 
     def one(state, x):
         state, _ = model.step(params, state, x, jnp.ones_like(x), LEVEL)
-        return state, (state.made[:, model.RECALL], state.glitch.mean, state.glitch.variance)
+        usual = jnp.sqrt(jnp.mean(state.loss[model.TRUNK], axis=1)) + model.LEAST_ERROR
+        return state, (state.made[:, model.RECALL], state.glitch.mean, state.glitch.variance, usual)
 
     return lax.scan(one, model.init(params, SHAPE), values)
 
 
 def huber_of_recall(params, values):
-    """What recall left of the truth, in NumPy and float64: the sum over samples [variances]."""
-    _, (made, mean, variance) = lived(params, values)
-    made, mean, variance = (np.asarray(a, np.float64) for a in (made, mean, variance))
+    """What recall left of the truth, in NumPy and float64: the sum over samples [variances].
+
+    Steps count by what the trunk usually leaves at all of them, against at each.
+    """
+    found = (np.asarray(a, np.float64) for a in lived(params, values)[1])
+    made, mean, variance, usual = found
+    share = usual.mean(axis=1, keepdims=True) / usual
     scale = np.sqrt(variance) + 1e-6 * np.abs(mean) + 1e-12
     total = 0.0
     for h in range(1, SHAPE.horizon + 1):
         off = np.abs((values[h:] - made[:-h, h - 1]) / scale[h:])
         off = np.minimum(off, experts.CLIP)
-        total += np.where(off < 1, 0.5 * off**2, off - 0.5).sum()
+        huber = np.where(off < 1, 0.5 * off**2, off - 0.5)
+        total += (share[h:, [h - 1]] * huber).sum()
     return total / (SHAPE.horizon * SHAPE.channels)
 
 
