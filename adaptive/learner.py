@@ -152,10 +152,8 @@ def step(
         value, slope = jax.value_and_grad(of)(params.encoder)
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     steps, moved = optimiser().update(slopes, learned.momenta, params)
-    stepped = Params(
-        bounded(against(params.recall, steps.recall, RECALL_RATE)),
-        against(params.encoder, steps.encoder, ENCODER_RATE),
-    )
+    stepped = jax.tree.map(lambda one, step, rate: one - rate * step, params, steps, rates(params))
+    stepped = stepped._replace(recall=bounded(stepped.recall))
     numbers = jax.tree.leaves((value, slopes, stepped))
     finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
     judged, goes_back = judge(learned, params.encoder, value, of(learned.anchor))
@@ -168,9 +166,12 @@ def step(
     return params, learned, bank, Report(value, finite & ~goes_back)
 
 
-def against(params: Tree, steps: Tree, rate: float) -> Tree:
-    """Move parameters against their scaled slopes."""
-    return jax.tree.map(lambda one, step: one - rate * step, params, steps)
+def rates(params: Params) -> Params:
+    """How far each parameter steps."""
+    return Params(
+        jax.tree.map(lambda _: RECALL_RATE, params.recall),
+        jax.tree.map(lambda _: ENCODER_RATE, params.encoder),
+    )
 
 
 def bounded(params: analogues.Params) -> analogues.Params:
