@@ -117,7 +117,9 @@ def test_other_settings_and_another_format_are_refused_even_with_a_good_one_befo
         load(path, "f")
     assert caught.value.reason == "fingerprint"
     path.write_bytes(encode({"x": np.zeros(2)}, {"version": "99"}))
-    with pytest.raises(CheckpointError, match=f"must be of format {checkpoint.VERSION}, got 99") as caught:
+    with pytest.raises(
+        CheckpointError, match=f"must be of format {checkpoint.VERSION}, got 99"
+    ) as caught:
         load(path, "f")
     assert caught.value.reason == "version"
 
