@@ -124,3 +124,16 @@ def test_one_absurd_value_in_a_hundred_hardly_harms_the_forecasts():
         return np.mean((made - clean[1:])[judged] ** 2)
 
     assert error(values) < 1.15 * error(clean)
+
+
+@pytest.mark.parametrize("seen", [1.0, 0.4, 0.0])
+def test_of_the_first_values_only_those_that_were_measured_make_mean_and_deviation(seen):
+    rng = np.random.default_rng(4)
+    values = 5.0 + noise(2, glitch.FIRST, seed=4)  # (channels, first)
+    values[:, 7] = 1e6  # an outlier among them
+    values[0, rng.random(glitch.FIRST) >= seen] = np.nan
+    state = jax.jit(glitch.begin)(glitch.init(2), jnp.asarray(values, jnp.float32))
+    for mean, variance, row in zip(state.mean, state.variance, values, strict=True):
+        known = row[np.isfinite(row) & (np.abs(row) < 100)]
+        assert float(mean) == pytest.approx(known.mean() if len(known) else 0.0, rel=1e-5)
+        assert float(variance) == pytest.approx(known.var() if len(known) else 0.0, rel=1e-4)

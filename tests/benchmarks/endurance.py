@@ -5,9 +5,9 @@
 One stream of hard stretches, over and over: a season and noise, the bare season (lags that are
 linear in each other), a constant (nothing is excited), Cauchy noise, and spikes. After each million
 samples is printed whether all state is finite, the extreme variances of the weights, which the
-ridge bounds at `experts.LARGEST`, and the error one step ahead on the newest stretch of season and
-noise, in units of the noise that nobody can foresee, beside the same for forecasters that have just
-begun: what wears off would show there.
+ridge keeps near or below `experts.LARGEST`, and the error one step ahead on the newest stretch of
+season and noise, in units of the noise that nobody can foresee, beside the same for forecasters that
+have just begun: what wears off would show there.
 """
 
 import argparse
@@ -35,7 +35,10 @@ def stretches(seed):
 
 @jax.jit
 def lived(state, before, values):
-    """Take a round through the trunk; squared error [rows] of the best forecaster in the end."""
+    """Take a round through the trunk; the mean squared error of the best of its regressions.
+
+    Of the second half of the first stretch: season and noise, after the spikes of the last round.
+    """
     reach = experts.reach(1)
     held = jnp.concatenate((before[-reach:], values))
 
