@@ -6,8 +6,8 @@ One stream of hard stretches, over and over: a season and noise, the bare season
 linear in each other), a constant (nothing is excited), Cauchy noise, and spikes. After each million
 samples is printed whether all state is finite, the extreme variances of the weights, which the
 ridge keeps near or below `experts.LARGEST`, and the error one step ahead on the newest stretch of
-season and noise, in units of the noise that nobody can foresee, beside the same for forecasters that
-have just begun: what wears off would show there.
+season and noise, in units of the noise that nobody can foresee, beside the same for forecasters
+that have just begun: what wears off would show there.
 """
 
 import argparse
