@@ -74,12 +74,12 @@ def report(
 
 def parameters(params: Params, level: Level) -> int:
     """How many shared parameters take part at a level; keys and values are kept at each."""
-    encoder = params.encoder
-    idle = 1 - level.heads / encoder.slope.shape[0]
-    by_head = sum(one.size for one in (encoder.query, encoder.out, encoder.slope))
-    return (level.memory > 0) * numbers(params.recall) + (level.window > 0) * int(
-        numbers(encoder) - idle * by_head
-    )
+    layer = params.encoder.layers[-1]
+    heads, units = len(layer.slope) - level.heads, len(layer.down) - level.units
+    by_head = numbers((layer.query, layer.out, layer.slope)) // len(layer.slope)
+    by_unit = numbers((layer.up, layer.down)) // len(layer.down)
+    encoder = numbers(params.encoder) - heads * by_head - units * by_unit
+    return (level.memory > 0) * numbers(params.recall) + (level.window > 0) * encoder
 
 
 def numbers(tree: object) -> int:

@@ -36,7 +36,18 @@ class Engine:
         runtime.prepare()
         s = settings
         self.shape = Shape(
-            channels, s.horizon_samples, s.memory_samples, s.window_samples, s.dim, s.heads, ORIGINS
+            channels,
+            s.horizon_samples,
+            s.memory_samples,
+            s.window_samples,
+            s.dim,
+            s.heads,
+            ORIGINS,
+            s.layers,
+            s.patch_samples,
+            s.decoder,
+            s.int8,
+            s.replay_moments,
         )
         self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
         bank = partial(model.bank, shape=self.shape, streams=streams)

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import analogues, attention, model, packed, ring
+from adaptive import analogues, attention, compression, glitch, model, packed, ring
 from adaptive.model import Params, Shape
 
 Tree = TypeVar("Tree")  # of arrays
@@ -42,6 +42,7 @@ LARGEST_STEP = 1.0  # norm of a gradient; a longer one is cut
 REACH = 4.0  # that the logarithm of a penalty may move: a factor of 55
 JUDGED = 64  # steps that a judgement takes, at least, and the memory of its means
 PAIRS, SIZE = 16, 0.05  # of random steps, and their deviation
+GOLDEN = jnp.uint32(2654435769)  # 2^32 over the golden ratio
 WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much goes back
 
 
@@ -49,11 +50,13 @@ class State(NamedTuple):
     """What a learner remembers beside the parameters."""
 
     momenta: optax.OptState
-    anchor: attention.Params
+    whole: attention.Params | None  # where eight bits are served: what they are rounded from
+    anchor: attention.Params  # not rounded
+    importance: compression.Importance
     usual: Float[Array, ""]  # discounted mean of the anchor's loss
     excess: Float[Array, ""]  # and of what the encoder's was more
     steps: Int[Array, ""]  # since the anchor and the encoder were the same
-    taken: Int[Array, ""]  # steps in all; each searches in other directions
+    taken: Int[Array, ""]  # steps in all; each draws other numbers
 
 
 class Report(NamedTuple):
@@ -68,11 +71,14 @@ def optimiser() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(LARGEST_STEP), optax.scale_by_adam())
 
 
-def init(params: Params) -> State:
+def init(params: Params, shape: Shape) -> State:
     """Nothing learned: the parameters are their own anchor."""
     zero = jnp.float32(0.0)
     none = jnp.int32(0)
-    return State(optimiser().init(params), params.encoder, zero, zero, none, none)
+    encoder = params.encoder
+    whole = encoder if shape.int8 else None
+    known = compression.init(encoder)
+    return State(optimiser().init(params), whole, encoder, known, zero, zero, none, none)
 
 
 def loss(
@@ -90,20 +96,64 @@ def loss(
         The mean over moments, steps and channels.
     """
     newest = state.count - shape.horizon  # the newest moment whose errors are all known
-    rows = shape.window + shape.origins - 1
+    rows = attention.context(shape.layers, state.cache.form) + shape.origins
     inputs = ring.last(state.cache.inputs, newest, rows)
     seen = (jnp.arange(rows - 1, -1, -1) <= newest).astype(jnp.float32)
-    origins = newest - jnp.arange(shape.origins - 1, -1, -1)
-    target = packed.read(state.memory.errors, origins).swapaxes(1, 2)
-    got = attention.encode_window(params, inputs, seen, window=shape.window, heads=shape.heads)
-    known = seen[-shape.origins :, None]
+    moments = newest - jnp.arange(shape.origins - 1, -1, -1)
+    got = attention.encode_window(params, inputs, seen, state.cache.form)
+    return lost(state, moments, got, seen[-shape.origins :], objective)
+
+
+def lost(
+    state: model.State,
+    moments: Int[Array, " moments"],
+    got: Float[Array, "moments outputs"],
+    known: Float[Array, " moments"],
+    objective: str,
+) -> Float[Array, ""]:
+    """Loss of corrections against the trunk's errors after moments of the memory."""
+    target = packed.read(state.memory.errors, moments).swapaxes(1, 2)
     error = got - target.reshape(got.shape)
     if objective == "misses":
         missed = jnp.abs(error) > jnp.sqrt(state.loss[model.TRUNK]).ravel()
         of = jnp.where(jnp.isfinite(error), missed, jnp.nan)
     else:
         of = optax.huber_loss(error, delta=HUBER)
-    return jnp.sum(known * of) / (jnp.maximum(jnp.sum(known), 1.0) * got.shape[1])
+    return jnp.sum(known[:, None] * of) / (jnp.maximum(jnp.sum(known), 1.0) * got.shape[1])
+
+
+def replay(
+    params: attention.Params, state: model.State, shape: Shape, taken: Int[Array, ""]
+) -> Float[Array, ""]:
+    """Loss against the trunk's errors after older moments, spread over all that are remembered.
+
+    Args:
+        params: The encoder.
+        state: The stream.
+        shape: Of the model; `replayed` moments are learned from.
+        taken: Gradient steps so far; each looks at other moments.
+    """
+    context = attention.context(shape.layers, state.cache.form)
+    oldest = jnp.minimum(state.count, shape.memory - context)
+    # Multiples of the golden ratio spread evenly, and need no seconds to compile.
+    turns = (taken * shape.replayed + jnp.arange(shape.replayed)).astype(jnp.uint32) * GOLDEN
+    share = (turns >> 8).astype(jnp.float32) / 2**24
+    ages = shape.horizon + jnp.floor(share * (oldest + 1 - shape.horizon)).astype(jnp.int32)
+    moments = state.count - ages
+    rows = moments[:, None] - jnp.arange(context, -1, -1)
+    inputs = remembered(state, rows)
+    seen = (rows >= 0).astype(jnp.float32)
+    encode = partial(attention.encode_window, params, form=state.cache.form)
+    got = jax.vmap(lambda inputs, seen: encode(inputs, seen)[0])(inputs, seen)
+    known = ((oldest >= shape.horizon) & (moments >= 0)).astype(jnp.float32)
+    return lost(state, moments, got, known, "huber")
+
+
+def remembered(state: model.State, rows: Int[Array, "*rows"]) -> Float[Array, "*rows inputs"]:
+    """What the encoder saw of samples, made of what the forecasters saw, in today's units."""
+    mean, scale = state.glitch.mean, glitch.scale(state.glitch)
+    left = packed.read(state.memory.errors, rows - 1)[..., 0]  # of all channels, at one step
+    return model.tokens(ring.read(state.sound, rows), left, mean, scale)
 
 
 def search(
@@ -150,20 +200,40 @@ def step(
         slope = jax.tree.map(jnp.zeros_like, params.encoder)._replace(head=head)
     else:
         value, slope = jax.value_and_grad(of)(params.encoder)
+        if shape.replayed:
+            older = jax.grad(replay)(params.encoder, row, shape, learned.taken)
+            slope = jax.tree.map(lambda new, old: (new + old) / 2, slope, older)
+    served = compression.rounded if shape.int8 else lambda encoder: encoder
     slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     steps, moved = optimiser().update(slopes, learned.momenta, params)
-    stepped = jax.tree.map(lambda one, step, rate: one - rate * step, params, steps, rates(params))
+    whole = params._replace(encoder=learned.whole) if shape.int8 else params
+    stepped = jax.tree.map(lambda one, step, rate: one - rate * step, whole, steps, rates(params))
     stepped = stepped._replace(recall=bounded(stepped.recall))
     numbers = jax.tree.leaves((value, slopes, stepped))
     finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
-    judged, goes_back = judge(learned, params.encoder, value, of(learned.anchor))
+    judged, goes_back = judge(learned, whole.encoder, value, of(served(learned.anchor)))
     stepped = stepped._replace(encoder=chosen(goes_back, judged.anchor, stepped.encoder))
     moved = chosen(goes_back, optimiser().init(params), moved)
-    params = chosen(finite, stepped, params)
-    learned = chosen(finite, judged._replace(momenta=moved), learned)
-    cache = attention.reproject(params.encoder, bank.cache)
+    importance, *order = compression.weigh(learned.importance, params.encoder, slope)
+    judged = judged._replace(momenta=moved, importance=importance)
+    # All that has the form of the encoder keeps its order.
+    stepped, judged = jax.tree.map(
+        lambda one: compression.ordered(one, *order) if is_encoder(one) else one,
+        (stepped, judged),
+        is_leaf=is_encoder,
+    )
+    if shape.int8:
+        judged = judged._replace(whole=stepped.encoder)
+        stepped = stepped._replace(encoder=served(stepped.encoder))
+    params, learned = chosen(finite, (stepped, judged), (params, learned))
+    cache = attention.reproject(params.encoder, bank.cache, bank.count)
     bank = bank._replace(cache=cache, slope=bank.slope.at[stream].set(0.0))
     return params, learned, bank, Report(value, finite & ~goes_back)
+
+
+def is_encoder(one: object) -> bool:
+    """Whether a part of a tree has the form of the encoder's parameters."""
+    return isinstance(one, attention.Params)
 
 
 def rates(params: Params) -> Params:
@@ -208,13 +278,12 @@ def judge(
     enough = steps >= JUDGED
     better, worse = enough & (excess < 0), enough & (excess > WORSE * usual)
     anew = better | worse
-    state = State(
-        learned.momenta,
-        chosen(better, encoder, learned.anchor),
-        jnp.where(anew, 0.0, usual),
-        jnp.where(anew, 0.0, excess),
-        jnp.where(anew, 0, steps),
-        learned.taken + 1,
+    state = learned._replace(
+        anchor=chosen(better, encoder, learned.anchor),
+        usual=jnp.where(anew, 0.0, usual),
+        excess=jnp.where(anew, 0.0, excess),
+        steps=jnp.where(anew, 0, steps),
+        taken=learned.taken + 1,
     )
     return state, worse
 

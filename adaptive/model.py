@@ -18,6 +18,7 @@ from adaptive import (
     analogues,
     attention,
     coarse,
+    compression,
     corrections,
     drift,
     experts,
@@ -45,6 +46,11 @@ class Shape(NamedTuple):
     dim: int
     heads: int
     origins: int  # moments that one gradient step learns from
+    layers: int = 1
+    patch: int = 1  # [samples]
+    decoder: bool = False  # a query for each step ahead
+    int8: bool = False  # the encoder's weights are rounded to eight bits
+    replayed: int = 0  # older moments that one gradient step learns from
 
 
 class Params(NamedTuple):
@@ -98,9 +104,21 @@ def init_params(rng: np.random.Generator, shape: Shape) -> Params:
     """Parameters before any learning."""
     outputs = shape.horizon * shape.channels
     encoder = attention.init_params(
-        rng, 2 * shape.channels, outputs, dim=shape.dim, heads=shape.heads
+        rng,
+        2 * shape.channels,
+        outputs,
+        dim=shape.dim,
+        heads=shape.heads,
+        layers=shape.layers,
+        patch=shape.patch,
+        queries=shape.horizon if shape.decoder else 0,
     )
-    return Params(analogues.init_params(), encoder)
+    return Params(analogues.init_params(), compression.rounded(encoder) if shape.int8 else encoder)
+
+
+def form(shape: Shape) -> attention.Form:
+    """Of the encoder."""
+    return attention.Form(shape.window, shape.patch)
 
 
 def init(params: Params, shape: Shape) -> State:
@@ -123,7 +141,7 @@ def init(params: Params, shape: Shape) -> State:
         memory=analogues.init(FEEDBACK_REACH * shape.memory, horizon, channels),
         coarse=coarse.init(shape.memory, channels),
         level=zeros,
-        cache=attention.init_cache(params.encoder, shape.window + shape.origins + horizon),
+        cache=attention.init_cache(params.encoder, form(shape), shape.origins + horizon),
         made=jnp.zeros((horizon, len(KINDS) + SLOPES, channels), jnp.float32),
         forecasts=ring.init(horizon, horizon, len(KINDS) + SLOPES, channels),
         loss=jnp.zeros((len(KINDS), horizon, channels), jnp.float32),
@@ -228,6 +246,17 @@ def followed(
     return error * seen * (count >= horizon)
 
 
+def tokens(
+    sound: Float[Array, "*rows channels"],
+    left: Float[Array, "*rows channels"],
+    mean: Float[Array, " channels"],
+    scale: Float[Array, " channels"],
+) -> Float[Array, "*rows inputs"]:
+    """What the encoder sees of samples: values, and the trunk's errors [standard deviations]."""
+    values = jnp.clip((sound - mean) / scale, -experts.CLIP, experts.CLIP)
+    return jnp.concatenate((values, left), axis=-1)
+
+
 def step(
     params: Params,
     state: State,
@@ -296,9 +325,8 @@ def step(
     recent = experts.Recent(window, usual.mean, scale, season, state.drift)
     trunk = experts.step(state.trunk, count, recent, past[-2::-1], past_believed[-2::-1] * believed)
 
-    inputs = jnp.clip((sound - usual.mean) / scale, -experts.CLIP, experts.CLIP)
-    inputs = jnp.concatenate((inputs, left[0]))
-    cache = attention.write(params.encoder, state.cache, count, inputs)
+    inputs = tokens(sound, left[0], usual.mean, scale)
+    cache, token = attention.write(params.encoder, state.cache, count, inputs)
 
     seasonal, profiles = (
         seasons.ahead(r, count, season.lag, horizon) for r in (all_sound, season.profiles)
@@ -328,7 +356,13 @@ def step(
     by_encoder = zeros[0]
     if level.window:
         out, _ = attention.encode(
-            params.encoder, cache, count, window=level.window, heads=level.heads
+            params.encoder,
+            cache,
+            token,
+            count,
+            window=level.window,
+            heads=level.heads,
+            units=level.units,
         )
         by_encoder = out.reshape(horizon, channels)
 

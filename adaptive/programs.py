@@ -21,7 +21,7 @@ from adaptive.store import Layout
 
 def start(params, *, shape, streams, layout):
     """Learner and streams before the first sample."""
-    return learner.init(params), layout.pack(model.bank(params, shape, streams))
+    return learner.init(params, shape), layout.pack(model.bank(params, shape, streams))
 
 
 def run(params, store, block, count, *, level, layout):

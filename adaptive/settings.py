@@ -24,15 +24,16 @@ class Level(NamedTuple):
 
     name: str
     memory: int  # moments that recall attends to; 0: no recall
-    window: int  # samples that the encoder attends to; 0: no encoder
-    heads: int  # of the encoder
+    window: int  # tokens that the encoder attends to; 0: no encoder
+    heads: int  # of its last layer, the most important ones
+    units: int  # hidden ones, of the same
 
 
 LADDER = (  # cheapest first; every level keeps what a higher one needs
-    Level("trunk", memory=0, window=0, heads=0),
-    Level("recall-512", memory=512, window=0, heads=0),
-    Level("recall-2048", memory=2048, window=32, heads=2),
-    Level("full", memory=4096, window=128, heads=4),
+    Level("trunk", memory=0, window=0, heads=0, units=0),
+    Level("recall-512", memory=512, window=0, heads=0, units=0),
+    Level("recall-2048", memory=2048, window=32, heads=2, units=32),
+    Level("full", memory=4096, window=128, heads=4, units=64),
 )
 
 
@@ -45,13 +46,23 @@ class Model:
     memory_samples: int = 4096
     """How much of the past recall attention may attend to; a power of two, at least 512."""
     window_samples: int = 128
-    """How many samples the encoder attends to."""
+    """How many samples the encoder attends to; with patches, how many tokens."""
+    patch_samples: int = 1
+    """Samples in a token of the encoder, and between two that it attends to."""
     dim: int = 32
     """Width of the encoder."""
     heads: int = 4
     """Attention heads of the encoder."""
+    layers: int = 1
+    """Of the encoder."""
+    decoder: bool = False
+    """Read the encoder's last layer with a query for each step ahead, not with one for all."""
+    int8: bool = False
+    """Keep the encoder's weights in what eight bits hold."""
     learn_every_samples: int = 32
     """A gradient step is due after so many samples of a stream; 0: never."""
+    replay_moments: int = 0
+    """A gradient step learns from so many older moments, too."""
     objective: str = "huber"
     """What the encoder learns to make small: `huber`, its squared error, cut for outliers, by
     gradients; `misses`, the share of errors larger than usual, by random search."""
@@ -64,16 +75,19 @@ class Model:
             raise ValueError(
                 f"model.memory_samples must be a power of two and at least 512, got {memory}"
             )
-        for name in ("horizon_samples", "window_samples", "dim", "heads"):
+        sizes = "horizon_samples", "window_samples", "patch_samples", "dim", "heads", "layers"
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learn_every_samples", "seed"):
+        for name in ("learn_every_samples", "replay_moments", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must be at least 0, got {getattr(self, name)}")
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"model.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
             )
+        if self.objective == "misses" and self.replay_moments:
+            raise ValueError("model.replay_moments must be 0 where model.objective is 'misses'")
         if self.dim % self.heads:
             raise ValueError(
                 f"model.dim must be a multiple of model.heads, got {self.dim} and {self.heads}"
@@ -91,6 +105,7 @@ class Model:
                 memory=min(level.memory, self.memory_samples),
                 window=min(level.window, self.window_samples),
                 heads=min(level.heads, self.heads),
+                units=min(level.units, 2 * self.dim),
             )
             for level in LADDER
         ]

@@ -33,7 +33,7 @@ class FakeController(Controller):
     """Answers without a model; each call moves the virtual clock by what it costs."""
 
     def __init__(self, streams=1, costs=COSTS, learn_every=0):
-        self.levels = tuple(Level(f"level-{n}", n, 0, 0) for n in range(len(costs)))
+        self.levels = tuple(Level(f"level-{n}", n, 0, 0, 0) for n in range(len(costs)))
         self.nominal, self.times, self.due = costs, 1.0, [0] * streams
         self.learn_every, self.counts = learn_every, [0] * streams
         self.queue, self.labels, self.log = deque(), [], []

@@ -1,13 +1,17 @@
 """What each part of the forecast earns: experts, their mixture, recall, encoder, and learning.
 
     python tests/benchmarks/ablation.py ETTh1.csv [--horizon 96] [--rows 14400] [--from 3600]
+        [--columns a,b] [--time-column NAME] [--without encoder,channels] [--set KEY=VALUE]...
 
 Takes a recording once through the model with its attention frozen, and once with a gradient step
 every 32 samples. Prints the mean squared error of every forecast that the model keeps, over steps
 1..h and all channels, in variances of the rows before `--from` (by default the first quarter).
+`--without channels` takes each channel through a model of its own; `--set` changes the [model]
+table: `--set layers=2 --set decoder=true`. Rows with missing values are left out.
 """
 
 import argparse
+import tomllib
 from pathlib import Path
 
 import jax
@@ -22,10 +26,12 @@ from sensors.recordings import read
 EVERY = 32
 
 
-def forecasts(values, settings, learns):
+def forecasts(values, settings, learns, encoder=True):
     """[rows, horizon, kinds, channels] what was forecast after each sample."""
     engine = Engine(1, values.shape[1], settings)
     shape, level = engine.shape, settings.ladder()[-1]
+    if not encoder:
+        level = level._replace(window=0)
 
     @jax.jit
     def block(params, bank, rows):
@@ -68,19 +74,25 @@ def main():
     arguments.add_argument("--horizon", type=int, default=96)
     arguments.add_argument("--rows", type=int)
     arguments.add_argument("--from", type=int, dest="start")
-    arguments.add_argument("--objective", default="huber", help="of the encoder")
+    arguments.add_argument("--columns", type=lambda text: text.split(","))
+    arguments.add_argument("--time-column")
+    arguments.add_argument("--without", default="", help="encoder, channels or both")
+    arguments.add_argument("--set", action="append", default=[], help="of the [model] table")
     args = arguments.parse_args()
+    without = set(filter(None, args.without.split(",")))
+    if without - {"encoder", "channels"}:
+        raise SystemExit(f"--without: wanted encoder, channels or both, got {args.without}")
     runtime.prepare()
-    values = read(args.input).values[: args.rows]
-    if not np.isfinite(values).all():
-        raise SystemExit(f"{args.input}: wanted a recording without missing values")
+    values = read(args.input, columns=args.columns, time_column=args.time_column).values
+    values = values[np.isfinite(values).all(axis=1)][: args.rows]
+    settings = Model(horizon_samples=args.horizon, **tomllib.loads("\n".join(args.set)))
     start = args.start or len(values) // 4
-    steps = [h for h in (1, 24, 48, 96) if h <= args.horizon]
+    steps = [h for h in (1, 8, 24, 48, 96) if h <= args.horizon]
     print("forecast    attention |", "  ".join(f"1..{h:<4}" for h in steps))
+    parts = [values] if "channels" not in without else np.split(values, values.shape[1], axis=1)
     for learns in (False, True):
-        settings = Model(horizon_samples=args.horizon, objective=args.objective)
-        made = forecasts(values, settings, learns)
-        by_step = errors(made, values, start)
+        made = [forecasts(part, settings, learns, "encoder" not in without) for part in parts]
+        by_step = errors(np.concatenate(made, axis=3), values, start)
         for k, kind in enumerate(KINDS):
             numbers = "  ".join(f"{by_step[:h, k].mean():.4f}" for h in steps)
             if not learns or kind in ("recall", "encoder", "corrected", "served"):
