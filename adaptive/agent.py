@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import threading
@@ -29,7 +30,10 @@ class Agent:
     """Everything that runs, made from a configuration."""
 
     def __init__(self, config: Config, progress: Callable[[str, int], None] | None = None):
-        """Compile, measure and restore; nothing is read from a sensor yet.
+        """Put together and restore; nothing is read from a sensor yet.
+
+        With the models in a process of their own `run` has them compiled and measured while it
+        gives mandatory answers; without it that is done here.
 
         Args:
             config: What to run.
@@ -51,15 +55,28 @@ class Agent:
             with refused():
                 checkpoint.check_writable(self.path)
         self.process = Process() if config.agent.isolation == "process" else None
+        self._say = progress or (lambda what, steps: None)
+        self._governors: list[dict[str, float]] = []  # as they were, to be restored
+        self._steps = self._done = 0  # of getting ready
         try:
-            say = progress or (lambda what, steps: None)
-            self.banks, self.tracks = assemble(config, say, self.process)
+            self.banks, self.tracks = assemble(config, self.process)
             self.loop = Loop(
-                [feed.source for feed in config.feeds], self.tracks, self.banks, config.sinks
+                [feed.source for feed in config.feeds],
+                self.tracks,
+                self.banks,
+                config.sinks,
+                prepare=self._prepare if self.process else None,
             )
+            learns = bool(config.model.learn_every_samples)
+            self._steps = sum(len(bank.controller.levels) + learns + 1 for bank in self.banks)
             if self.path:
                 with refused():
                     self._restore(self.path)
+            for number, bank in enumerate(self.banks):
+                if not isinstance(engine := bank.controller.engine, Remote):
+                    for name in engine.warm_up():
+                        self._compiled(bank, name)
+                    self._start(number, engine.costs(), engine.learn_cost())
         except BaseException:
             self.close()
             raise
@@ -67,7 +84,36 @@ class Agent:
     def close(self) -> None:
         """End the process of the models, if there is one."""
         if self.process:
-            self.process.close()
+            # While it compiles it does not see that nobody waits any more.
+            self.process.close(None if self._done == self._steps else 0.0)
+
+    # --- getting ready --------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        """Have the models made in their process, while everything else goes on."""
+        started = asyncio.get_running_loop().time()
+        for number, bank in enumerate(self.banks):
+            if isinstance(engine := bank.controller.engine, Remote):
+                compiled = functools.partial(self._compiled, bank)
+                self._start(number, *await engine.prepare(compiled))
+        LOG.info("models ready after %.1f s", asyncio.get_running_loop().time() - started)
+
+    def _compiled(self, bank: Bank, name: str) -> None:
+        self._did(f"compiled {name} for {bank.controller.channels} channels")
+
+    def _did(self, what: str) -> None:
+        self._done += 1
+        self.loop.preparing = f"{what}, {self._done} of {self._steps}"
+        self._say(what, self._steps)
+
+    def _start(self, number: int, costs: list[dict[int, float]], learn_cost: float) -> None:
+        """Tell a bank's governor what things cost."""
+        bank = self.banks[number]
+        bank.governor.init(costs)
+        if self._governors:
+            bank.governor.restore(self._governors[number])
+        bank.learn_cost = learn_cost
+        self._did(f"measured {bank.controller.channels} channels")
 
     async def run(self) -> None:
         """Run until the sources end or this is cancelled; then save."""
@@ -87,8 +133,10 @@ class Agent:
         finally:
             gc.unfreeze()
             try:
-                if self.path:
+                if self.path and self.loop.ready.is_set():
                     self._save(self.path, *self.snapshot())
+                elif self.path:
+                    LOG.warning("no checkpoint: the models were not ready yet")
             except Lost as error:
                 LOG.error("no checkpoint: %s", error)
             finally:
@@ -156,7 +204,7 @@ class Agent:
 
         for b, (bank, saved) in enumerate(zip(self.banks, header["banks"], strict=True)):
             bank.controller.restore(under(f"bank.{b}."), saved["controller"])
-            bank.governor.restore(saved["governor"])
+            self._governors.append(saved["governor"])
         for t, (name, track) in enumerate(self.tracks.items()):
             saved = header["tracks"][name]
             track.pending.restore(under(f"track.{t}.pending."))
@@ -176,9 +224,7 @@ def refused() -> Iterator[None]:
         raise ConfigError(f"agent.checkpoint_path: {error}") from error
 
 
-def assemble(
-    config: Config, progress: Callable[[str, int], None], process: Process | None
-) -> tuple[list[Bank], dict[str, Track]]:
+def assemble(config: Config, process: Process | None) -> tuple[list[Bank], dict[str, Track]]:
     """Make the banks, one for all streams of so many channels, and a track for each stream."""
     found = [(feed, raw, made) for feed in config.feeds for raw, made in feed.streams()]
     sizes = sorted({len(made.channels) for _, _, made in found})
@@ -186,14 +232,9 @@ def assemble(
     for channels in sizes:
         members = [item for item in found if len(item[2].channels) == channels]
         engine = Remote(process, len(members), channels, config.model) if process else None
-        controller = Controller(len(members), channels, config.model, config.alarms, engine)
-        steps = len(sizes) * (len(controller.levels) + 2)
-        for name in controller.engine.warm_up():
-            progress(f"compiled {name} for {channels} channels", steps)
-        governor = Governor(config.governor)
-        governor.init(controller.engine.costs())
-        bank = Bank(controller, governor, controller.engine.learn_cost())
-        progress(f"measured {channels} channels", steps)
+        alarms = [feed.alarms for feed, _, _ in members]
+        controller = Controller(len(members), channels, config.model, alarms, engine)
+        bank = Bank(controller, Governor(config.governor))
         banks.append(bank)
         for number, (feed, raw, made) in enumerate(members):
             tracks[made.name] = Track(

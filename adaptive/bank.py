@@ -69,7 +69,7 @@ class Bank:
 
     controller: Controller
     governor: Governor
-    learn_cost: float  # [s]
+    learn_cost: float = 0.0  # [s]
     queue: deque["Waiting"] = field(default_factory=deque)  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
     unanswered: int = 0

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from adaptive.controller import Controller
+from adaptive.engine import Engine
 from adaptive.settings import BLOCK, Model
 
 
@@ -31,14 +32,15 @@ def levels(
         compiled: Called with the name of each program.
         say: Called with each line and table.
     """
-    controller = Controller(1, channels, model)
-    for name in controller.engine.warm_up():
+    engine = Engine(1, channels, model)
+    controller = Controller(1, channels, model, engine=engine)
+    for name in engine.warm_up():
         compiled(name)
     nothing = np.zeros(channels)
     controller.settle(controller.arrive(0, nothing), 0.0, nothing)
     controller.refine(0)
     say(f"process start to first answer: {age():.1f} s")
-    costs = controller.engine.costs()
+    costs = engine.costs()
     laps = {name: [] for name in ("mandatory", *(level.name for level in controller.levels))}
     rng, row = np.random.default_rng(0), 0
     for values in np.sin(np.arange(samples)[:, None] / 20) + rng.normal(
@@ -57,7 +59,7 @@ def levels(
             if number < 0:
                 controller.refine(0)
     say(report(laps, costs, f"one sample, {channels} channels, NumPy in to answer out [us]"))
-    say(f"a gradient step: {1e6 * controller.engine.learn_cost():.0f} us")
+    say(f"a gradient step: {1e6 * engine.learn_cost():.0f} us")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     say(f"resident memory, at most: {peak:.0f} MiB")
 

@@ -24,7 +24,7 @@ def run_agent(args: argparse.Namespace) -> int:
     config = configuration.load(args.config)
     with bar("compiling", None) as advance:
         agent = Agent(config, lambda what, steps: advance(1, what, steps))
-    ERR.print(f"ready after {time.perf_counter() - started:.1f} s", style="dim")
+    ERR.print(f"started after {time.perf_counter() - started:.1f} s", style="dim")
     asyncio.run(supervise(agent, args))
     agent.loop.check()
     # Where answers go to standard output, nothing else may.

@@ -58,6 +58,7 @@ class Feed(NamedTuple):
     source: Any
     chain: Chain
     deadline: float  # [s]
+    alarms: Alarms
 
     def streams(self) -> list[tuple[Stream, Stream]]:
         """Each stream as it comes, and as it is behind the transforms."""
@@ -69,7 +70,6 @@ class Config(NamedTuple):
 
     agent: AgentSettings
     model: Model
-    alarms: Alarms
     governor: Settings
     connection: Connection | None
     feeds: tuple[Feed, ...]
@@ -104,8 +104,9 @@ def parse(content: Mapping[str, Any], where: str) -> Config:
     broker = table(Broker, content["broker"], f"{where}: broker") if "broker" in content else None
     connection = Connection(broker) if broker else None
     agent = table(AgentSettings, content.get("agent", {}), f"{where}: agent")
+    alarms = table(Alarms, content.get("alarms", {}), f"{where}: alarms")
     feeds = tuple(
-        feed(entry, agent, connection, f"{where}: source {number}")
+        feed(entry, agent, alarms, connection, f"{where}: source {number}")
         for number, entry in enumerate(entries(content, "source", where), 1)
     )
     if not feeds:
@@ -131,7 +132,6 @@ def parse(content: Mapping[str, Any], where: str) -> Config:
     return Config(
         agent,
         table(Model, content.get("model", {}), f"{where}: model"),
-        table(Alarms, content.get("alarms", {}), f"{where}: alarms"),
         table(Settings, content.get("governor", {}), f"{where}: governor"),
         connection,
         feeds,
@@ -140,7 +140,11 @@ def parse(content: Mapping[str, Any], where: str) -> Config:
 
 
 def feed(
-    entry: Mapping[str, Any], agent: AgentSettings, connection: Connection | None, where: str
+    entry: Mapping[str, Any],
+    agent: AgentSettings,
+    alarms: Alarms,
+    connection: Connection | None,
+    where: str,
 ) -> Feed:
     """Make a source and its transforms from a [[source]] table."""
     entry = dict(entry)
@@ -153,7 +157,10 @@ def feed(
     number = isinstance(deadline, int | float) and not isinstance(deadline, bool)
     if not number or not 0 < deadline < float("inf"):
         raise ConfigError(f"{where}: deadline_ms must be a number above 0, got {deadline!r}")
-    made = Feed(plugin("sensors.sources", entry, connection, where), Chain(links), deadline / 1e3)
+    own = {f.name: entry.pop(f.name) for f in dataclasses.fields(Alarms) if f.name in entry}
+    alarms = table(Alarms, dataclasses.asdict(alarms) | own, where)
+    source = plugin("sensors.sources", entry, connection, where)
+    made = Feed(source, Chain(links), deadline / 1e3, alarms)
     try:
         made.streams()
     except (ValueError, OSError, ModuleNotFoundError) as error:

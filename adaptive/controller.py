@@ -11,7 +11,9 @@ the answer, with its alarm. `learn` is the gradient step, for when there is time
 # The index of a sample hides the method of tuples, which nobody needs.
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite, prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -112,7 +114,7 @@ class Controller:
         streams: int,
         channels: int,
         settings: Model | None = None,
-        alarms: Alarms | None = None,
+        alarms: Alarms | Sequence[Alarms] | None = None,
         engine: "Engine | Remote | None" = None,
     ):
         """Make a bank that has seen nothing.
@@ -121,10 +123,12 @@ class Controller:
             streams: How many streams.
             channels: How many channels each has.
             settings: Of the model.
-            alarms: How many are wanted.
+            alarms: How many are wanted of each stream, or of all.
             engine: The model, of the same streams, channels and settings; made here if None.
         """
-        self.settings, self.alarms = settings or Model(), alarms or Alarms()
+        self.settings = settings or Model()
+        wanted = alarms or Alarms()
+        wanted = [wanted] * streams if isinstance(wanted, Alarms) else wanted
         s = self.settings
         self.streams, self.channels, self.horizon = streams, channels, s.horizon_samples
         self.levels = s.ladder()
@@ -136,17 +140,21 @@ class Controller:
         self.members = [
             Member(
                 Mandatory(channels),
-                Calibration(self.alarms.alarms_per_day, self.alarms.rest_samples),
+                Calibration(one.alarms_per_day, one.rest_samples),
                 event.Head(s.feedback_samples, channels),
                 Dismissals(s.feedback_samples, channels),
                 np.full(channels, np.nan),
             )
-            for _ in range(streams)
+            for one in wanted
         ]
         self.queue: deque[Queued] = deque()
         self.due = [0] * streams  # samples since the last gradient step
         self._growth = np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
-        self._outputs = engine.outputs()
+
+    @cached_property
+    def _outputs(self) -> dict[str, tuple[int, ...]]:
+        """Known once the engine is made."""
+        return self.engine.outputs()
 
     # --- the path of a sample -------------------------------------------------------------------
 
@@ -226,7 +234,7 @@ class Controller:
         member = self.members[sample.stream]
         self.due[sample.stream] += 1
         parts, distances, causes = out["strange"][k].tolist(), DISTANCES, CAUSES
-        if not self.levels[level].memory:
+        if not self.levels[level].memory_samples:
             # Recall is the better judge by far; the trunk's error stands in where it is off.
             parts, distances = [float(out["error"][k]), parts[-1]], 1
             causes = (UNFORESEEN, CAUSES[-1])

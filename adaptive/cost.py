@@ -75,11 +75,14 @@ def report(
 def parameters(params: Params, level: Level) -> int:
     """How many shared parameters take part at a level; keys and values are kept at each."""
     layer = params.encoder.layers[-1]
-    heads, units = len(layer.slope) - level.heads, len(layer.down) - level.units
-    by_head = numbers((layer.query, layer.out, layer.slope)) // len(layer.slope)
-    by_unit = numbers((layer.up, layer.down)) // len(layer.down)
-    encoder = numbers(params.encoder) - heads * by_head - units * by_unit
-    return (level.memory > 0) * numbers(params.recall) + (level.window > 0) * encoder
+    heads, units = len(layer.slope), len(layer.down)
+    by_head = numbers((layer.query, layer.out, layer.slope)) // heads
+    by_unit = numbers((layer.up, layer.down)) // units
+    encoder = numbers(params.encoder) - (heads - (level.heads or heads)) * by_head
+    encoder -= (units - (level.units or units)) * by_unit
+    return (level.memory_samples > 0) * numbers(params.recall) + (
+        level.window_samples > 0
+    ) * encoder
 
 
 def numbers(tree: object) -> int:

@@ -142,7 +142,7 @@ class Engine:
 
     def explain(self, stream: int, level: Level) -> Effects:
         """What carried the newest answer of a stream; compiles when it is first asked."""
-        if not level.memory:
+        if not level.memory_samples:
             raise ValueError(f"level {level.name} has no memory to explain by")
         explained = jax.jit(programs.explain, static_argnames=("layout", "level"))
         return explained(self.params, self.store, np.int32(stream), layout=self.layout, level=level)

@@ -50,9 +50,9 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
     """
     count, memory = state.count, state.memory
     scale = glitch.scale(state.glitch)
-    near = recall.nearest(recall.distances(state.far, count, level.memory))
+    near = recall.nearest(recall.distances(state.far, count, level.memory_samples))
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
-    among = analogues.candidates(memory, count, state.season.lag, lags, level.memory)
+    among = analogues.candidates(memory, count, state.season.lag, lags, level.memory_samples)
     key = packed.read(memory.keys, count)
     rows, out = analogues.attend(params.recall, memory, count, key, among)
     followed = packed.read(memory.errors, count - among.lag).swapaxes(1, 2)

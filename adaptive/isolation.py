@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
@@ -48,7 +48,8 @@ class Process:
             )
         self.line = Connection(ours.detach())
         self.engines = 0
-        self._asked: deque[asyncio.Future] = deque()  # in the order of their answers
+        # In the order of their answers; and who hears of their steps.
+        self._asked: deque[tuple[asyncio.Future, Callable[[str], None]]] = deque()
         self._listens: asyncio.AbstractEventLoop | None = None
 
     def ask(self, number: int, name: str, *args: Any) -> Iterator[str]:
@@ -75,8 +76,20 @@ class Process:
                 return value
             yield value
 
-    async def ask_beside(self, number: int, name: str, args: Sequence[Any]) -> Any:
+    async def ask_beside(
+        self,
+        number: int,
+        name: str,
+        args: Sequence[Any],
+        step: Callable[[str], None] = lambda what: None,
+    ) -> Any:
         """Call a method of an engine while the event loop goes on; one at a time.
+
+        Args:
+            number: Of the engine.
+            name: Of the method.
+            args: Of the method.
+            step: Called with what the method yields.
 
         Raises:
             Lost: The process is gone.
@@ -87,16 +100,17 @@ class Process:
             loop.add_reader(self.line.fileno(), self._answered)
             self._listens = loop
         self._send(number, name, args)
-        self._asked.append(loop.create_future())
-        return await self._asked[-1]
+        asked = loop.create_future()
+        self._asked.append((asked, step))
+        return await asked
 
-    def close(self) -> None:
-        """End it, and wait for that; one that hangs is killed."""
+    def close(self, patience: float | None = None) -> None:
+        """End it, and wait for that so long, `ENDING` at most; one that hangs is killed."""
         if self._listens and not self._listens.is_closed():
             self._listens.remove_reader(self.line.fileno())
         self.line.close()
         try:
-            self.child.wait(ENDING)
+            self.child.wait(ENDING if patience is None else patience)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
@@ -126,15 +140,19 @@ class Process:
         return kind, value
 
     def _answered(self) -> None:
-        """Hand on the answer that has come."""
+        """Hand on the answer that has come, or one of its steps."""
         value = problem = None
         try:
-            _, value = self._receive()
+            kind, value = self._receive()
+            if kind == "step":
+                if self._asked and not self._asked[0][0].done():
+                    self._asked[0][1](value)
+                return
         except RuntimeError as error:
             problem = error
             if isinstance(error, Lost) and self._listens and not self._listens.is_closed():
                 self._listens.remove_reader(self.line.fileno())
-        asked = self._asked.popleft() if self._asked else None
+        asked = self._asked.popleft()[0] if self._asked else None
         if asked is None or asked.done():
             return
         if problem:
@@ -152,28 +170,48 @@ class Remote:
     """Stands for an engine in another process; see `adaptive.engine` for the methods."""
 
     def __init__(self, process: Process, streams: int, channels: int, settings: Model):
-        """Make the engine there."""
+        """Say what is wanted; `prepare` makes it."""
         self.process, self.number = process, process.engines
         process.engines += 1
-        made = self._wait("make", streams, channels, asdict(settings))
+        self._wanted = streams, channels, asdict(settings)
+        self._state: dict[str, np.ndarray] | None = None  # to be taken up when it is made
+        self._outputs: dict[str, tuple[int, ...]] = {}
+
+    async def prepare(
+        self, step: Callable[[str], None] = lambda name: None
+    ) -> tuple[list[dict[int, float]], float]:
+        """Have it made, compiled and measured while the event loop goes on.
+
+        Args:
+            step: Called with the name of each program when it is ready.
+
+        Returns:
+            What `Engine.costs` and `Engine.learn_cost` return.
+
+        Raises:
+            Lost: The process is gone.
+            RuntimeError: Something failed there.
+        """
+        made = await self.beside("make", *self._wanted)
         self._outputs = {name: tuple(shape) for name, shape in made.items()}
+        if self._state is not None:
+            await self.beside("load", self._state)
+            self._state = None
+        await self.process.ask_beside(self.number, "warm_up", (None,), step)
+        await self.beside("freeze")
+        return await self.beside("costs"), await self.beside("learn_cost")
 
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """As `Engine.outputs`."""
+        """As `Engine.outputs`, once it is made."""
         return self._outputs
 
-    def warm_up(self, levels: Sequence[int] | None = None) -> Iterator[str]:
-        """As `Engine.warm_up`."""
-        yield from self.process.ask(self.number, "warm_up", levels)
-        self._wait("freeze")
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """As `Engine.load`, before it is made."""
+        self._state = arrays
 
     def costs(self) -> list[dict[int, float]]:
         """As `Engine.costs`."""
         return self._wait("costs")
-
-    def learn_cost(self) -> float:
-        """As `Engine.learn_cost`."""
-        return self._wait("learn_cost")
 
     def run(self, level: int, block: np.ndarray, count: int) -> np.ndarray:
         """As `Engine.run`."""
@@ -186,10 +224,6 @@ class Remote:
     def arrays(self) -> dict[str, np.ndarray]:
         """As `Engine.arrays`."""
         return self._wait("arrays")
-
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """As `Engine.load`."""
-        self._wait("load", arrays)
 
     async def beside(self, name: str, *args: Any) -> Any:
         """Call a method while the event loop goes on; one at a time in each process."""

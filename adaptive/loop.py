@@ -3,8 +3,8 @@
 Each source has a task that takes samples in and gives them their mandatory answer at once; one
 task has them refined, publishes and learns; each sink has a task that writes. The model runs in a
 process of its own, so nothing else waits for it: what is not refined shortly before its deadline
-is published as it is, by a timer. A sample is counted when it comes in and when every sink has
-taken its answer, so that
+is published as it is, by a timer, and until it has been made every answer is mandatory. A sample
+is counted when it comes in and when every sink has taken its answer, so that
 
     received = full + mandatory + shed + in flight
 
@@ -14,7 +14,7 @@ holds at any moment, and a source may acknowledge a sample exactly when it has b
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -49,15 +49,17 @@ class Loop:
         banks: Sequence[Bank],
         sinks: Sequence[Sink] = (),
         rng: random.Random | None = None,
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ):
         """Put together what `adaptive.config` made.
 
         Args:
             sources: Where samples come from.
             tracks: By the name of the stream; every stream of every source is there.
-            banks: Their controllers are warmed up and their governors know the costs.
+            banks: Of which the models are ready and the governors know the costs after `prepare`.
             sinks: Where results go.
             rng: Draws the waits between attempts.
+            prepare: Gets the banks ready; None if they are.
         """
         self.sources, self.tracks, self.banks = sources, tracks, banks
         self._rng = rng or random.Random()
@@ -68,6 +70,11 @@ class Loop:
         self._wake = asyncio.Event()
         self._reading = 0
         self.model = asyncio.Lock()  # held while a model is at work
+        self.prepare, self.ready = prepare, asyncio.Event()
+        self.preparing = ""  # what was done last
+        self._since = -inf  # [s] when the models were ready
+        if not prepare:
+            self.ready.set()
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
         self._lag = 0.0  # [s] how late such timers have been
         self._last_report: dict[tuple[str, str], float] = {}
@@ -86,7 +93,9 @@ class Loop:
                 self._reading = len(self.sources)
                 for source in self.sources:
                     group.create_task(self._ingest(source))
+                preparing = group.create_task(self._get_ready())
                 await self._score()
+                preparing.cancel()
                 for outlet in self.outlets:
                     outlet.end()
         finally:
@@ -94,11 +103,22 @@ class Loop:
             for outlet in self.outlets:
                 await outlet.close()
 
+    async def _get_ready(self) -> None:
+        """Have the models made; until then every answer is mandatory."""
+        if self.prepare:
+            async with self.model:
+                await self.prepare()
+            self._since = asyncio.get_running_loop().time()
+            self.ready.set()
+            self._wake.set()
+
     # --- in -------------------------------------------------------------------------------------
 
     async def _ingest(self, source: Source) -> None:
         """Take items from one source; while it is away, try again with full jitter."""
         clock, failures, away = asyncio.get_running_loop().time, 0, False
+        if getattr(source, "waits", False):
+            await self.ready.wait()
         while True:
             started = clock()
             try:
@@ -181,7 +201,9 @@ class Loop:
         deadline, due = now + track.deadline, now + self._patience(track.deadline)
         waiting = Waiting(track, sample, origin, now, deadline, due, mandatory)
         bank.add(waiting)
-        if bank.hope < HOPE:  # waiting would be in vain, and makes answers late
+        if (
+            not self.ready.is_set() or bank.hope < HOPE
+        ):  # waiting would be in vain, and makes answers late
             self._publish(waiting, mandatory, now)
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         else:
@@ -196,7 +218,7 @@ class Loop:
     async def _score(self) -> None:
         """Answer what waits, earliest deadline first, until nothing more will come."""
         while True:
-            banks = [bank for bank in self.banks if bank.queue]
+            banks = [bank for bank in self.banks if bank.queue and self.ready.is_set()]
             if banks:
                 await self._step(min(banks, key=Bank.urgency))
                 await asyncio.sleep(0)  # with the model in this process nobody else had a turn
@@ -229,7 +251,8 @@ class Loop:
         bank.governor.observe(level, len(estimates), after - before, after)
         for waiting, estimate in zip(bank.taken, estimates, strict=True):
             waiting.track.loss = estimate.loss
-            bank.hope += HOPE_RATE * ((after <= waiting.due) - bank.hope)
+            if waiting.arrival >= self._since:  # nobody hoped for those before
+                bank.hope += HOPE_RATE * ((after <= waiting.due) - bank.hope)
             self._publish(waiting, estimate, after)
         bank.taken = []
 
@@ -294,7 +317,7 @@ class Loop:
 
         There is, if a sample that comes during the step could still be refined in time.
         """
-        for bank in self.banks:
+        for bank in self.banks if self.ready.is_set() else ():
             stream = bank.controller.learning_due()
             if stream is None:
                 continue

@@ -309,7 +309,7 @@ def step(
     past = ring.last(all_sound, count, horizon + 1)
     past_believed = ring.last(all_believed, count, horizon + 1)
 
-    lags = level.memory
+    lags = level.memory_samples
     then = ring.last(values, count - 1, lags)
     far = recall.compare(state.far, then, measured, deviation)
     means = coarse.take(state.coarse, count, x, seen, lags)
@@ -354,15 +354,15 @@ def step(
         attention_on, by_recall = analogues.attend(params.recall, memory, count, key, among)
         lag, weight = analogues.shown(attention_on[0], among)
     by_encoder = zeros[0]
-    if level.window:
+    if level.window_samples:
         out, _ = attention.encode(
             params.encoder,
             cache,
             token,
             count,
-            window=level.window,
-            heads=level.heads,
-            units=level.units,
+            window=level.window_samples,
+            heads=level.heads or None,
+            units=level.units or None,
         )
         by_encoder = out.reshape(horizon, channels)
 

@@ -1,8 +1,7 @@
 """What a user may set of the model and its alarms, and the levels that the model is compiled at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
-from typing import NamedTuple
 
 FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
 BLOCK = 32  # samples that one compiled call takes at most
@@ -19,21 +18,27 @@ OBJECTIVES = ("huber", "misses")
 KINDS = (*EXPERTS, "trunk", "recall", "encoder", "corrected", "served")  # judged forecasts
 
 
-class Level(NamedTuple):
-    """How much is computed for an answer; static, one compiled program each."""
+@dataclass(frozen=True)
+class Level:
+    """How much is computed for an answer; one compiled program each: [[model.levels]]."""
 
     name: str
-    memory: int  # moments that recall attends to; 0: no recall
-    window: int  # tokens that the encoder attends to; 0: no encoder
-    heads: int  # of its last layer, the most important ones
-    units: int  # hidden ones, of the same
+    memory_samples: int = 0
+    """How many moments recall attends to; 0: no recall."""
+    window_samples: int = 0
+    """How many tokens the encoder attends to; 0: no encoder."""
+    heads: int = 0
+    """Of the encoder's last layer, the most important ones; 0: all."""
+    units: int = 0
+    """Hidden ones of the same; 0: all."""
 
 
-LADDER = (  # cheapest first; every level keeps what a higher one needs
-    Level("trunk", memory=0, window=0, heads=0, units=0),
-    Level("recall-512", memory=512, window=0, heads=0, units=0),
-    Level("recall-2048", memory=2048, window=32, heads=2, units=32),
-    Level("full", memory=4096, window=128, heads=4, units=64),
+# Cheapest first; every level keeps what a higher one needs. A memory of 2048 costs nearly what
+# 4096 do. Half of the heads and units take 2 us of 96 off, and most of what the encoder earns.
+LADDER = (
+    Level("trunk"),
+    Level("recall-512", memory_samples=512, window_samples=32),
+    Level("full", memory_samples=4096, window_samples=128),
 )
 
 
@@ -68,6 +73,8 @@ class Model:
     gradients; `misses`, the share of errors larger than usual, by random search."""
     seed: int = 0
     """Of the first parameters."""
+    levels: tuple[Level, ...] = ()
+    """Cheapest first; none for those of `LADDER` that fit."""
 
     def __post_init__(self) -> None:
         memory = self.memory_samples
@@ -92,6 +99,11 @@ class Model:
             raise ValueError(
                 f"model.dim must be a multiple of model.heads, got {self.dim} and {self.heads}"
             )
+        largest = Level("", memory, self.window_samples, self.heads, 2 * self.dim)
+        for level in self.levels:
+            check(level, largest)
+        if len({level.name for level in self.levels}) < len(self.levels):
+            raise ValueError("model.levels must have different names")
 
     @property
     def feedback_samples(self) -> int:
@@ -100,18 +112,38 @@ class Model:
 
     def ladder(self) -> tuple[Level, ...]:
         """The levels, cheapest first, none larger than this model."""
+        if self.levels:
+            return self.levels
         fit = [
-            level._replace(
-                memory=min(level.memory, self.memory_samples),
-                window=min(level.window, self.window_samples),
-                heads=min(level.heads, self.heads),
-                units=min(level.units, 2 * self.dim),
+            replace(
+                level,
+                memory_samples=min(level.memory_samples, self.memory_samples),
+                window_samples=min(level.window_samples, self.window_samples),
             )
             for level in LADDER
         ]
         # Of equal ones the last stays: a small model has a level "full" like any other.
-        return tuple(
-            level for i, level in enumerate(fit, 1) if level[1:] not in [f[1:] for f in fit[i:]]
+        sizes = [(level.memory_samples, level.window_samples) for level in fit]
+        return tuple(level for i, level in enumerate(fit) if sizes[i] not in sizes[i + 1 :])
+
+
+def check(level: Level, largest: Level) -> None:
+    """Refuse a level that the model cannot have.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    for name in ("memory_samples", "window_samples", "heads", "units"):
+        got, most = getattr(level, name), getattr(largest, name)
+        if not 0 <= got <= most:
+            raise ValueError(
+                f"model.levels: {name} of {level.name!r} must be in 0..{most}, which is the "
+                f"model's, got {got}"
+            )
+    if 0 < level.memory_samples < 512:
+        raise ValueError(
+            f"model.levels: memory_samples of {level.name!r} must be 0 or at least 512, got "
+            f"{level.memory_samples}"
         )
 
 

@@ -33,12 +33,20 @@ async def show(loop: Loop, console: Console) -> None:
 
 def screen(loop: Loop, now: float) -> RenderableType:
     """The streams, the last alarms, and how to end it."""
+    ready = loop.ready.is_set()
     return Group(
+        *([] if ready else [preparing(loop.preparing)]),
         streams(loop.tracks.values(), now),
         losses(loop.tracks.values()),
         alarms(loop.tracks.values()),
         Text("Ctrl-C ends.", style="dim"),
     )
+
+
+def preparing(done: str) -> Text:
+    """What is said while the models are being made."""
+    text = f"Preparing the models ({done or 'starting'}); until then answers are mandatory scores."
+    return Text(text, style="yellow")
 
 
 def streams(tracks: Iterable[Track], now: float) -> Table:

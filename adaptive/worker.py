@@ -14,14 +14,15 @@ from typing import Any
 
 from adaptive.engine import Engine
 from adaptive.frames import decode, encode
-from adaptive.settings import Model
+from adaptive.settings import Level, Model
 
 
 def answer(engines: dict[int, Engine], number: int, name: str, args: list) -> Any:
     """Do what was asked of one engine."""
     if name == "make":
         streams, channels, settings = args
-        engines[number] = Engine(streams, channels, Model(**settings))
+        levels = tuple(Level(**level) for level in settings.pop("levels"))
+        engines[number] = Engine(streams, channels, Model(**settings, levels=levels))
         return engines[number].outputs()
     if name == "freeze":
         # What exists now lives for ever: full collections need not look at it again.

@@ -77,6 +77,11 @@ class FileSource:
         name = self.stream or recording.name
         return (Stream(name, recording.channels, recording.units, recording.sampling_rate),)
 
+    @property
+    def waits(self) -> bool:
+        """Whether samples come only as fast as they are taken."""
+        return self.speed == 0
+
     def answered(self, sample: Sample) -> None:
         """Do nothing: a file waits for no acknowledgement."""
 

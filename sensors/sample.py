@@ -56,6 +56,9 @@ class Source(Protocol):
     Iterating waits for the sensors and yields items in the order of their arrival. It ends when
     the source has no more, and raises `Unavailable` when the far side is away for good or must be
     tried anew by the caller. Feedback and rejects come along the same way.
+
+    A source whose samples come only as fast as they are taken says so by an attribute `waits` that
+    is true: it is not read before the models are ready.
     """
 
     @property

@@ -66,6 +66,11 @@ class SimulatedEcg(EcgSignal):
         length = whole(self.duration_s, self.sampling_rate_hz) if self.duration_s else math.inf
         return deliver(self, length)
 
+    @property
+    def waits(self) -> bool:
+        """Whether samples come only as fast as they are taken."""
+        return self.speed == 0
+
     def answered(self, sample: Sample) -> None:
         """Do nothing: a simulated sensor waits for no answer."""
 
@@ -120,6 +125,11 @@ class SimulatedTraffic(TrafficSignal):
         """Yield samples and feedback when they are due."""
         length = whole(self.duration_s, 1 / self.interval_s) if self.duration_s else math.inf
         return deliver(self, length)
+
+    @property
+    def waits(self) -> bool:
+        """Whether samples come only as fast as they are taken."""
+        return self.speed == 0
 
     def answered(self, sample: Sample) -> None:
         """Do nothing: a simulated sensor waits for no answer."""

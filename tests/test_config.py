@@ -73,6 +73,7 @@ WRONG = {
     "deadline of a source": (f"{ECG}deadline_ms = -1\n", ["source 1", "deadline_ms", "-1"]),
     "deadline that is true": (f"{ECG}deadline_ms = true\n", ["source 1", "deadline_ms", "True"]),
     "epsilon": (f"[governor]\nepsilon = 2.0\n{ECG}", ["governor", "epsilon", "2.0"]),
+    "alarms of a source": (f"{ECG}alarms_per_day = -1\n", ["source 1", "alarms_per_day", "-1"]),
     "alarms": (f"[alarms]\nalarms_per_day = -1\n{ECG}", ["alarms_per_day", "at least 0", "-1"]),
     "memory": (f"[model]\nmemory_samples = 500\n{ECG}", ["power of two", "500"]),
     "gradient steps": (f"[model]\nlearn_every_samples = -1\n{ECG}", ["learn_every_samples", "-1"]),
@@ -160,10 +161,19 @@ def test_keys_reach_the_parts_that_they_are_about(tmp_path):
         f'{TRANSFORM}kind = "features"\n',
     )
     assert (made.agent.deadline_ms, made.agent.checkpoint_every_s) == (7, 5)
-    assert (made.model.dim, made.alarms.alarms_per_day, made.governor.guard_ms) == (16, 3, 1)
+    assert (made.model.dim, made.governor.guard_ms) == (16, 1)
     (feed,) = made.feeds
+    assert (feed.alarms.alarms_per_day, feed.alarms.rest_samples) == (3, Alarms().rest_samples)
     assert (feed.deadline, feed.source.leads, len(feed.chain.transforms)) == (0.007, 3, 2)
     assert made.connection is None
+
+
+def test_a_source_may_have_a_deadline_and_alarms_of_its_own(tmp_path):
+    own = "deadline_ms = 5\nalarms_per_day = 100\n"
+    text = f"[alarms]\nalarms_per_day = 3\nrest_samples = 7\n{ECG}{own}{ECG}stream = 'other'\n"
+    first, second = load(tmp_path, text).feeds
+    assert (first.deadline, second.deadline) == (0.005, AgentSettings().deadline_ms / 1e3)
+    assert (first.alarms, second.alarms) == (Alarms(100, 7), Alarms(3, 7))
 
 
 TABLES = [AgentSettings, Model, Alarms, Settings, Broker, Topic, MqttSink] + [

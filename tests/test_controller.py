@@ -6,10 +6,13 @@ import pytest
 
 from adaptive.controller import MANDATORY, Controller
 from adaptive.engine import Engine
-from adaptive.settings import BLOCK, LADDER, Alarms, Model
+from adaptive.settings import BLOCK, LADDER, Level, Model
 
 # As in test_model.py, so that the programs are compiled once.
-SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
+LEVELS = (Level("trunk"), Level("recall-512", 512), Level("full", 512, 16))
+SETTINGS = Model(
+    horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2, levels=LEVELS
+)
 STREAMS, CHANNELS, FULL = 2, 2, 2
 
 
@@ -247,35 +250,17 @@ def test_programs_of_another_shape_are_refused(programs):
     [
         (Model(), [level.name for level in LADDER]),
         (SETTINGS, ["trunk", "recall-512", "full"]),
-        (Model(memory_samples=2048), ["trunk", "recall-512", "recall-2048", "full"]),
-        (Model(memory_samples=2048, window_samples=32, heads=2),
-         ["trunk", "recall-512", "full"]),
+        (Model(memory_samples=2048), ["trunk", "recall-512", "full"]),
+        (Model(memory_samples=512, window_samples=64), ["trunk", "recall-512", "full"]),
+        (Model(memory_samples=512, window_samples=32), ["trunk", "full"]),
     ],
-)  # fmt: skip
+)
 def test_no_level_is_larger_than_the_model_and_the_last_one_is_full(settings, names):
     ladder = settings.ladder()
     assert [level.name for level in ladder] == names
     for level in ladder:
-        assert level.memory <= settings.memory_samples
-        assert level.window <= settings.window_samples
-        assert level.heads <= settings.heads
-    assert ladder[-1][1:] == (settings.memory_samples, settings.window_samples, settings.heads)
-    assert len({level[1:] for level in ladder}) == len(ladder)
-
-
-@pytest.mark.parametrize(
-    ("table", "named"),
-    [
-        (lambda: Model(memory_samples=1000), "memory_samples"),
-        (lambda: Model(memory_samples=256), "memory_samples"),
-        (lambda: Model(horizon_samples=0), "horizon_samples"),
-        (lambda: Model(dim=10, heads=4), "multiple of model.heads"),
-        (lambda: Model(learn_every_samples=-1), "learn_every_samples"),
-        (lambda: Alarms(alarms_per_day=-1.0), "alarms_per_day"),
-        (lambda: Alarms(alarms_per_day=float("nan")), "alarms_per_day"),
-        (lambda: Alarms(rest_samples=-1), "rest_samples"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_by_name(table, named):
-    with pytest.raises(ValueError, match=named):
-        table()
+        assert level.memory_samples <= settings.memory_samples
+        assert level.window_samples <= settings.window_samples
+    full = ladder[-1]
+    assert full == Level("full", settings.memory_samples, settings.window_samples)
+    assert len({(level.memory_samples, level.window_samples) for level in ladder}) == len(ladder)

@@ -12,12 +12,12 @@ SMALL = Model(memory_samples=512, window_samples=16, dim=8, heads=2)
 def test_parameters_are_those_that_take_part():
     params = Engine(1, 3, SMALL).params
     recall, whole = cost.numbers(params.recall), cost.numbers(params)
-    assert cost.parameters(params, Level("none", 0, 0, 0, 0)) == 0
-    assert cost.parameters(params, Level("recall", 512, 0, 0, 0)) == recall
-    assert cost.parameters(params, Level("all", 512, 16, 2, 16)) == whole
+    assert cost.parameters(params, Level("none")) == 0
+    assert cost.parameters(params, Level("recall", 512)) == recall
+    assert cost.parameters(params, Level("all", 512, 16)) == whole
     # A head of 4 has a query and an output of 8 by 4, and a slope; a hidden unit 8 in and 8 out.
-    assert cost.parameters(params, Level("one head", 512, 16, 1, 16)) == whole - 65
-    assert cost.parameters(params, Level("few units", 512, 16, 2, 13)) == whole - 3 * 16
+    assert cost.parameters(params, Level("one head", 512, 16, heads=1)) == whole - 65
+    assert cost.parameters(params, Level("few units", 512, 16, units=13)) == whole - 3 * 16
 
 
 def test_what_forecasts_leave_of_the_error_of_persistence():
@@ -48,7 +48,7 @@ def test_cost_prints_every_level_with_its_error(tmp_path, capsys):
     # The second table has parts of the state by other names, `trunk` among them.
     found = {name: rest for name, *rest in map(str.split, filter(str.strip, lines[::-1]))}
     last = 0.0
-    for level in ("trunk", "recall-512", "full"):
+    for level in ("trunk", "full"):
         _, operations, moved, alone, each, one, two = map(float, found[level])
         assert operations > last
         last = operations

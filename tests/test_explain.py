@@ -8,7 +8,7 @@ from adaptive.model import Shape
 from adaptive.settings import EXPERTS, Level
 
 SHAPE = Shape(channels=2, horizon=2, memory=512, window=6, dim=8, heads=2, origins=8)
-LEVEL = Level("recall", memory=512, window=0, heads=0, units=0)
+LEVEL = Level("recall", 512)
 PARAMS = model.init_params(np.random.default_rng(0), SHAPE)
 
 

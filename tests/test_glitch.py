@@ -112,7 +112,7 @@ def test_one_absurd_value_in_a_hundred_hardly_harms_the_forecasts():
     @jax.jit
     def forecasts(values):
         def one(state, x):
-            level = Level("recall", memory=512, window=0, heads=0, units=0)
+            level = Level("recall", 512)
             state, out = model.step(params, state, x, jnp.ones_like(x), level)
             return state, out.forecast[0]
 

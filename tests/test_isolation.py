@@ -2,6 +2,7 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from adaptive import isolation
 from adaptive.engine import Engine
 from adaptive.frames import decode, encode
 from adaptive.isolation import Lost, Process, Remote
-from adaptive.settings import Model
+from adaptive.settings import Level, Model
 
 # As in test_model.py, so that the programs are on disk already.
-SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
+LEVELS = (Level("trunk"), Level("recall-512", 512), Level("full", 512, 16))
+SETTINGS = Model(
+    horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2, levels=LEVELS
+)
 CHANNELS, FULL = 2, 2
 
 
@@ -59,12 +63,14 @@ def test_what_cannot_be_sent_is_refused():
 @pytest.mark.slow
 def test_an_engine_in_another_process_does_what_one_here_does(process):
     here, there = Engine(1, CHANNELS, SETTINGS), Remote(process, 1, CHANNELS, SETTINGS)
-    assert list(here.warm_up()) == list(there.warm_up())
-    assert here.outputs() == there.outputs()
-    assert [list(cost) for cost in there.costs()] == [[1, 8, 32]] * 3
-    assert there.learn_cost() > 0
 
     async def main():
+        steps = []
+        costs, learn_cost = await there.prepare(steps.append)
+        assert steps == list(here.warm_up())
+        assert here.outputs() == there.outputs()
+        assert [list(cost) for cost in costs] == [[1, 8, 32]] * 3
+        assert learn_cost > 0
         for n, block in enumerate(blocks(6)):
             level = min(n, FULL)
             got = await there.beside("run", level, block, 32)
@@ -78,8 +84,8 @@ def test_an_engine_in_another_process_does_what_one_here_does(process):
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name])
     again = Remote(process, 1, CHANNELS, SETTINGS)
-    list(again.warm_up())
     again.load(one)
+    asyncio.run(again.prepare())
     (block,) = blocks(1)
     np.testing.assert_array_equal(again.run(0, block, 5), here.run(0, block, 5))
 
@@ -87,7 +93,7 @@ def test_an_engine_in_another_process_does_what_one_here_does(process):
 @pytest.mark.slow
 def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(process):
     engine = Remote(process, 1, CHANNELS, SETTINGS)
-    list(engine.warm_up())
+    asyncio.run(engine.prepare())
     first, second = blocks(2)
     twin = Engine(1, CHANNELS, SETTINGS)
     list(twin.warm_up())
@@ -117,13 +123,14 @@ def test_what_fails_there_is_told_here_and_it_goes_on(process):
     engine = Remote(process, 1, CHANNELS, SETTINGS)
 
     async def main():
+        await engine.beside("make", 1, CHANNELS, asdict(SETTINGS))
         with pytest.raises(RuntimeError, match="KeyError"):  # not compiled
             await engine.beside("run", 0, np.zeros((32, 5), np.float32), 1)
 
     asyncio.run(main())
     with pytest.raises(RuntimeError, match="warm_up"):
         engine.learn(0)
-    assert engine.outputs()
+    assert engine.arrays()
 
 
 @pytest.mark.slow
@@ -153,7 +160,7 @@ def test_a_process_that_hangs_is_missed_and_killed(monkeypatch):
     process = Process()
     os.kill(process.child.pid, signal.SIGSTOP)
     with pytest.raises(Lost, match="said nothing"):
-        Remote(process, 1, CHANNELS, SETTINGS)
+        Remote(process, 1, CHANNELS, SETTINGS).arrays()
     process.close()
     assert process.child.returncode == -signal.SIGKILL
 
@@ -166,14 +173,16 @@ def test_a_folder_of_the_same_name_does_not_stand_in_for_ours(tmp_path, monkeypa
     monkeypatch.setattr("sys.path", [path for path in sys.path if path] + [os.getcwd()])
     monkeypatch.chdir(tmp_path)
     process = Process()
-    assert Remote(process, 1, CHANNELS, SETTINGS).outputs()
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+    assert asyncio.run(engine.beside("make", 1, CHANNELS, asdict(SETTINGS)))
     process.close()
 
 
 @pytest.mark.slow
 def test_the_process_ends_with_the_one_that_started_it():
     process = Process()
-    Remote(process, 1, CHANNELS, SETTINGS)
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+    asyncio.run(engine.beside("make", 1, CHANNELS, asdict(SETTINGS)))
     os.kill(process.child.pid, signal.SIGINT)  # Ctrl-C reaches both; only the agent heeds it
     os.kill(process.child.pid, signal.SIGTERM)
     process.line.close()
@@ -186,6 +195,7 @@ def test_it_ends_without_a_word_when_nobody_waits_for_its_answer(asked, capfd, m
     monkeypatch.setattr(isolation, "ENDING", 120.0)  # what it compiles, it compiles to the end
     process = Process()
     engine = Remote(process, 1, CHANNELS, SETTINGS)
+    asyncio.run(engine.beside("make", 1, CHANNELS, asdict(SETTINGS)))
     process._send(engine.number, asked, ())
     process.close()
     assert process.child.returncode == 0

@@ -236,7 +236,7 @@ def test_penalties_stay_within_reach_of_their_first_values():
     assert float(got.age - first.age) == pytest.approx(-learner.REACH)
 
 
-LEVEL = Level("recall", memory=512, window=0, heads=0, units=0)
+LEVEL = Level("recall", 512)
 
 
 @jax.jit
@@ -340,7 +340,7 @@ def lived_in(params, shape):
     """A bank of one stream whose trunk cannot foresee what is no line."""
     x = np.array([0.3, 0.6])
     values = [x := 3.9 * x * (1 - x) for _ in range(120)]
-    level = Level("trunk", memory=0, window=0, heads=0, units=0)
+    level = Level("trunk")
 
     def one(bank, x):
         state = ring.of_stream(bank, jnp.int32(0))

@@ -33,7 +33,7 @@ class FakeController(Controller):
     """Answers without a model; each call moves the virtual clock by what it costs."""
 
     def __init__(self, streams=1, costs=COSTS, learn_every=0):
-        self.levels = tuple(Level(f"level-{n}", n, 0, 0, 0) for n in range(len(costs)))
+        self.levels = tuple(Level(f"level-{n}", n) for n in range(len(costs)))
         self.nominal, self.times, self.due = costs, 1.0, [0] * streams
         self.learn_every, self.counts = learn_every, [0] * streams
         self.queue, self.labels, self.log = deque(), [], []
@@ -196,6 +196,7 @@ def build(
     governor=None,
     deadlines=(DEADLINE,),
     chain=(),
+    prepare=None,
 ):
     controller = controller or FakeController(len(streams))
     governor = governor or Governor(Settings())
@@ -207,7 +208,7 @@ def build(
         tracks[stream.name] = Track(
             stream, bank, n, deadline, links, links.init(stream), Pending(512), stream
         )
-    return Net(sources, tracks, [bank], sinks, random.Random(0))
+    return Net(sources, tracks, [bank], sinks, random.Random(0), prepare)
 
 
 def run(virtual_time, *args, seconds=1e6, **fields):
@@ -234,6 +235,49 @@ def test_every_sample_is_answered_once_and_acknowledged_once_as_it_came(virtual_
     assert (counters.received, counters.full, counters.missed) == (200, 200, 0)
     assert {result.level for result in sink} == {"level-2"}
     assert sink.closed == second.closed == 1
+
+
+async def prepared_in_a_second():
+    await asyncio.sleep(1.0)
+
+
+def test_until_the_models_are_ready_every_answer_is_mandatory_and_at_once(virtual_time):
+    source, sink = ListSource((STREAM,), samples(300), 0.01), HeldSink()
+    net, controller = run(virtual_time, [source], [sink], prepare=prepared_in_a_second)
+    assert [result.sample for result in sink] == list(source.items)
+    levels = [result.level for result in sink]
+    assert levels[:99] == ["mandatory"] * 99
+    # What it missed the model is shown first, then it answers.
+    assert levels[105:] == ["level-2"] * 195
+    assert sum(entry[-1] for entry in controller.log) == 300
+    assert all(at - n / 100 <= 0.0101 for n, at in enumerate(sink.times[:99]))
+    counters = net.tracks["ecg"].counters
+    assert (counters.received, counters.in_flight, counters.missed) == (300, 0, 0)
+
+
+@dataclass(frozen=True)
+class PatientSource(ListSource):
+    """Has all the time in the world."""
+
+    waits = True
+
+
+def test_a_source_that_waits_is_read_when_the_models_are_ready(virtual_time):
+    source, sink = PatientSource((STREAM,), samples(20), 0.01), HeldSink()
+    run(virtual_time, [source], [sink], prepare=prepared_in_a_second)
+    assert {result.level for result in sink} == {"level-2"}
+    assert sink.times[0] > 1.0
+
+
+def test_sources_that_end_before_the_models_are_ready_end_the_run(virtual_time):
+    source, sink = ListSource((STREAM,), samples(20), 0.01), HeldSink()
+
+    async def never():
+        await asyncio.sleep(1e9)
+
+    net, _ = run(virtual_time, [source], [sink], prepare=never, seconds=10.0)
+    assert [result.level for result in sink] == ["mandatory"] * 20
+    assert net.tracks["ecg"].counters.mandatory == 20
 
 
 def test_without_a_sink_a_sample_counts_as_answered_at_once(virtual_time):

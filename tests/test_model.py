@@ -5,9 +5,12 @@ import pytest
 
 from adaptive import drift, settings
 from adaptive.controller import Controller
-from adaptive.settings import Model
+from adaptive.settings import Level, Model
 
-SETTINGS = Model(horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2)
+LEVELS = (Level("trunk"), Level("recall-512", 512), Level("full", 512, 16))
+SETTINGS = Model(
+    horizon_samples=2, memory_samples=512, window_samples=16, dim=8, heads=2, levels=LEVELS
+)
 CHANNELS, FULL = 2, 2
 
 

@@ -223,14 +223,14 @@ def test_results_do_not_depend_on_the_length_of_the_file(run, tmp_path):
 @pytest.mark.slow
 def test_the_level_is_full_unless_another_or_the_governor_is_asked_for(run, tmp_path):
     path = table(tmp_path / "a.csv", some())
-    for level, wanted in ((None, 2), ("full", 2), ("recall-512", 1), ("trunk", 0)):
+    for level, wanted in ((None, 1), ("full", 1), ("trunk", 0)):
         status, out = run(path, level=level)
         assert status == 0
         assert (arrays_of(out / "a.npz")["level"] == wanted).all()
     status, out = run(path, level="auto")
     assert status == 0
     got = arrays_of(out / "a.npz")
-    assert set(got["level"].tolist()) <= {-1, 0, 1, 2}
+    assert set(got["level"].tolist()) <= {-1, 0, 1}
     assert np.isfinite(got["forecast"]).all()
     status, _ = run(path, level="best")
     assert status == 1

@@ -12,6 +12,7 @@ table: `--set layers=2 --set decoder=true`. Rows with missing values are left ou
 
 import argparse
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -31,7 +32,7 @@ def forecasts(values, settings, learns, encoder=True):
     engine = Engine(1, values.shape[1], settings)
     shape, level = engine.shape, settings.ladder()[-1]
     if not encoder:
-        level = level._replace(window=0)
+        level = replace(level, window_samples=0)
 
     @jax.jit
     def block(params, bank, rows):
