@@ -48,10 +48,10 @@ def found(state):
 @jax.jit
 def correction(state, masked):
     """What is served beside the encoder, with some moments masked out before the softmax."""
-    near = recall.nearest(recall.distances(state.far, state.count, LEVEL.memory))
+    near = recall.nearest(recall.distances(state.far, state.count, LEVEL.memory_samples))
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
     memory = state.memory
-    among = analogues.candidates(memory, state.count, state.season.lag, lags, LEVEL.memory)
+    among = analogues.candidates(memory, state.count, state.season.lag, lags, LEVEL.memory_samples)
     among = among._replace(may=among.may.at[masked].set(0.0))
     key = packed.read(memory.keys, state.count)
     out = analogues.attend(PARAMS.recall, memory, state.count, key, among)[1]
