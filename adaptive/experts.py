@@ -37,6 +37,7 @@ LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 20, 8192  # [samples], seasons, [samp
 SLOW = 10  # times as long for the slow one of two
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
 LARGEST = 100.0  # diagonal of a covariance where nothing is excited, in the long run
+FEW = 4  # rows of a matrix that is worked on number by number: LAPACK's calls cost more
 JITTER = 1e-6  # of the inner matrix, relative: float32 must not make it indefinite
 SHARPNESS = 5.0  # of the exponential weights
 
@@ -106,6 +107,33 @@ def init(channels: int, horizon: int) -> State:
     )
 
 
+def cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The lower factor of a positive definite matrix; NaN where it is none."""
+    n = len(matrix)
+    if n > FEW:
+        return jnp.linalg.cholesky(matrix)
+    factor = [[jnp.float32(0.0)] * n for _ in range(n)]
+    for j in range(n):
+        for i in range(j, n):
+            rest = matrix[i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))
+            factor[i][j] = jnp.sqrt(rest) if i == j else rest / factor[j][j]
+    return jnp.stack([jnp.stack(row) for row in factor])
+
+
+def inverted(lower: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The inverse of a lower triangular matrix."""
+    n = len(lower)
+    if n > FEW:
+        return solve_triangular(lower, jnp.eye(n), lower=True)
+    inverse = [[jnp.float32(0.0)] * n for _ in range(n)]
+    for j in range(n):
+        inverse[j][j] = 1 / lower[j, j]
+        for i in range(j + 1, n):
+            rest = sum(lower[i, k] * inverse[k][j] for k in range(j, i))
+            inverse[i][j] = -rest / lower[i, i]
+    return jnp.stack([jnp.stack(row) for row in inverse])
+
+
 def gain(
     root: Float[Array, "lags lags"],
     regressors: Float[Array, "rows lags"],
@@ -151,9 +179,9 @@ def gain(
     inner = spread @ spread.T
     noise = forgetting + JITTER * jnp.trace(inner) / (rows + 1)
     unit = jnp.eye(rows + 1)
-    factor = jnp.linalg.cholesky(inner + noise * unit)
-    inverse = solve_triangular(factor, unit, lower=True)
-    both = inverse.T @ solve_triangular(factor + jnp.sqrt(noise) * unit, spread, lower=True)
+    factor = cholesky(inner + noise * unit)
+    inverse = inverted(factor)
+    both = inverse.T @ (inverted(factor + jnp.sqrt(noise) * unit) @ spread)
     gains = (inverse.T @ (inverse @ projected))[:rows]
     root = (root - projected.T @ both) / jnp.sqrt(forgetting)
     sound = jnp.isfinite(gains).all() & jnp.isfinite(jnp.sum(root))

@@ -42,7 +42,7 @@ LARGEST_STEP = 1.0  # norm of a gradient; a longer one is cut
 REACH = 4.0  # that the logarithm of a penalty may move: a factor of 55
 JUDGED = 64  # steps that a judgement takes, at least, and the memory of its means
 PAIRS, SIZE = 16, 0.05  # of random steps, and their deviation
-GOLDEN = jnp.uint32(2654435769)  # 2^32 over the golden ratio
+GOLDEN = 2654435769  # 2^32 over the golden ratio
 WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much goes back
 
 
@@ -136,7 +136,9 @@ def replay(
     context = attention.context(shape.layers, state.cache.form)
     oldest = jnp.minimum(state.count, shape.memory - context)
     # Multiples of the golden ratio spread evenly, and need no seconds to compile.
-    turns = (taken * shape.replayed + jnp.arange(shape.replayed)).astype(jnp.uint32) * GOLDEN
+    turns = (taken * shape.replayed + jnp.arange(shape.replayed)).astype(jnp.uint32) * jnp.uint32(
+        GOLDEN
+    )
     share = (turns >> 8).astype(jnp.float32) / 2**24
     ages = shape.horizon + jnp.floor(share * (oldest + 1 - shape.horizon)).astype(jnp.int32)
     moments = state.count - ages

@@ -1,5 +1,7 @@
 import ast
 import re
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -40,6 +42,17 @@ def within(name):
                 if candidate in MODULES:
                     yield candidate
                     break
+
+
+@pytest.mark.slow
+def test_no_import_starts_jax_before_it_is_set_up():
+    # A constant made by jax.numpy would: then calls would not be waited for where they are made.
+    names = [name for name in MODULES if not name.endswith("__main__")]
+    code = (
+        f"import {', '.join(names)}; from jax._src import xla_bridge; print(xla_bridge._backends)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{}"
 
 
 @each
