@@ -190,7 +190,7 @@ class Calibration:
         Returns:
             The surprise, compared.
         """
-        rank = self.ranks.setdefault(level, Rank())
+        rank = self.ranks.get(level) or self.ranks.setdefault(level, Rank())
         relative = rank.relative([max(part, 0.0) for part in parts[:distances]])
         above, in_full, part = rank.above(parts)
         return Surprise(relative, above, rank.p_value(in_full), part)

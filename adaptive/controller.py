@@ -152,9 +152,13 @@ class Controller:
         self._growth = np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
 
     @cached_property
-    def _outputs(self) -> dict[str, tuple[int, ...]]:
-        """Known once the engine is made."""
-        return self.engine.outputs()
+    def _places(self) -> list[tuple[str, slice, tuple[int, ...]]]:
+        """Where each field of the model's output lies; known once the engine is made."""
+        places, start = [], 0
+        for name, shape in self.engine.outputs().items():
+            places.append((name, slice(start, start + prod(shape)), (-1, *shape)))
+            start += prod(shape)
+        return places
 
     # --- the path of a sample -------------------------------------------------------------------
 
@@ -223,11 +227,7 @@ class Controller:
 
     def _unpack(self, packed: Float[np.ndarray, "samples outputs"]) -> dict[str, np.ndarray]:
         """The fields of `model.Output`, each with a row for every sample."""
-        parts, start = {}, 0
-        for name, shape in self._outputs.items():
-            stop = start + prod(shape)
-            parts[name] = packed[:, start:stop].reshape(-1, *shape)
-            start = stop
+        parts = {name: packed[:, place].reshape(shape) for name, place, shape in self._places}
         return parts | {"lag": parts["lag"].astype(np.int32)}
 
     def _estimate(self, level: int, sample: Queued, out: dict[str, np.ndarray], k: int) -> Estimate:

@@ -51,7 +51,8 @@ class Dismissals:
         """Take in what the forecast of a sample left, NaN where nothing was measured."""
         left = np.where(np.isfinite(left), left, 0.0)
         usual = np.sqrt(self.square) + 1e-300
-        cut = np.clip(left, -CUT * usual, CUT * usual) if index > BURN_IN else left
+        most = CUT * usual
+        cut = np.minimum(np.maximum(left, -most), most) if index > BURN_IN else left
         self.square += max(1.0 / (index + 1), 1.0 / SLOW) * (cut * cut - self.square)
         self.left[index % len(self.left)] = cut / usual if index > BURN_IN else 0.0
         self.count = index + 1
