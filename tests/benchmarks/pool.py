@@ -83,24 +83,33 @@ def mixed(z, experts, first):
     return out
 
 
+def scaled(path):
+    """Read a table; its rows up to the last one that counts, scaled, and its rows an hour.
+
+    Raises:
+        SystemExit: It is of another length or rate.
+    """
+    recording = read(path)
+    a_row = np.median(np.diff(recording.time))
+    times = round(3600 / a_row)
+    if times not in RIDGES or len(recording.values) < LAST * times:
+        raise SystemExit(
+            f"{path}: wanted {LAST} rows of an hour or {4 * LAST} of a quarter of an hour, "
+            f"got {len(recording.values)} of {a_row:g} s"
+        )
+    values = recording.values[: LAST * times]
+    train = values[: TRAIN * times]
+    return (values - train.mean(axis=0)) / train.std(axis=0), times
+
+
 def main():
     """Print the mean squared errors."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("input", type=Path)
     arguments.add_argument("--steps", type=int, nargs="+", default=[1, 24, 48, 96])
     args = arguments.parse_args()
-    recording = read(args.input)
-    a_row = np.median(np.diff(recording.time))
-    times = round(3600 / a_row)
-    if times not in RIDGES or len(recording.values) < LAST * times:
-        raise SystemExit(
-            f"{args.input}: wanted {LAST} rows of an hour or {4 * LAST} of a quarter of an hour, "
-            f"got {len(recording.values)} of {a_row:g} s"
-        )
+    z, times = scaled(args.input)
     first, last, day = FIRST * times, LAST * times, DAY * times
-    values = recording.values[:last]
-    train = values[: TRAIN * times]
-    z = (values - train.mean(axis=0)) / train.std(axis=0)
     for horizon in args.steps:
         experts = [
             linear(z, horizon, lags, forgetting, day, first) for lags, forgetting in RIDGES[times]
