@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = command("run", commands.run_agent, "Run the agent until Ctrl-C or until its sources end.")
     run.add_argument("config", nargs="?", type=Path, help="TOML; without it, a simulated example")
-    run.add_argument("--for-s", type=float, metavar="SECONDS", help="end after so long")
+    run.add_argument(
+        "--for-s", type=float, metavar="SECONDS", help="end so long after the models are ready"
+    )
     run.add_argument("--no-table", action="store_true", help="no live table, only the log")
     run.add_argument("--summary", type=Path, metavar="FILE", help="also write all counters as JSON")
 

@@ -43,9 +43,9 @@ async def supervise(agent: Any, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
+    screen = limit = None
     if args.for_s is not None:
-        loop.call_later(args.for_s, running.cancel)
-    screen = None
+        limit = asyncio.create_task(end_after(agent, args.for_s, running))
     taken = any(getattr(sink, "path", None) == "-" for sink in agent.config.sinks)
     if OUT.is_terminal and not args.no_table and not taken:
         screen = asyncio.create_task(terminal.show(agent.loop, OUT))
@@ -54,10 +54,17 @@ async def supervise(agent: Any, args: argparse.Namespace) -> None:
     except asyncio.CancelledError:
         pass
     finally:
-        if screen:
-            screen.cancel()
+        for task in filter(None, (screen, limit)):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await screen
+                await task
+
+
+async def end_after(agent: Any, seconds: float, running: asyncio.Task) -> None:
+    """End an agent so long after its models are ready."""
+    await agent.loop.ready.wait()
+    await asyncio.sleep(seconds)
+    running.cancel()
 
 
 def write_summary(loop: Any, path: Path) -> None:

@@ -130,7 +130,9 @@ def test_it_runs_for_so_long_and_says_what_became_of_every_sample(tmp_path):
     assert ecg["received"] == ecg["full"] + ecg["mandatory"] + shed > 100
     assert f"received  {ecg['received']} = {ecg['full']} full + {ecg['mandatory']}" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+    assert ecg["full"] > 0
     assert "started after" in done.stderr
+    assert "models ready after" in done.stderr
 
 
 @pytest.mark.slow
