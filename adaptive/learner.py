@@ -134,7 +134,7 @@ def replay(
         taken: Gradient steps so far; each looks at other moments.
     """
     context = attention.context(shape.layers, state.cache.form)
-    oldest = jnp.minimum(state.count, shape.memory - context)
+    oldest = jnp.minimum(state.count, shape.memory - context - 1)
     # Multiples of the golden ratio spread evenly, and need no seconds to compile.
     turns = (taken * shape.replayed + jnp.arange(shape.replayed)).astype(jnp.uint32) * jnp.uint32(
         GOLDEN
