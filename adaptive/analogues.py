@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import packed
+from adaptive import order, packed, ring
 
 SEASONS, LONGEST = 160, 4096  # moments whole seasons ago, at a memory of so many samples
 FEWEST = 8  # at the least
@@ -50,8 +50,8 @@ class Params(NamedTuple):
 class State(NamedTuple):
     """What is remembered of one stream."""
 
-    keys: packed.Packed  # (channels, points + VALUES) [standard deviations]
-    errors: packed.Packed  # (channels, horizon) that followed [standard deviations]
+    keys: ring.Ring  # packed: (channels, points + VALUES) [standard deviations]
+    errors: ring.Ring  # packed: (channels, horizon) that followed [standard deviations]
 
 
 class Candidates(NamedTuple):
@@ -124,12 +124,12 @@ def candidates(
         near: Lags of other moments that may be alike [samples]; 0 for none.
         memory: How many moments a level attends to, static; it looks as many seasons back.
     """
-    horizon = state.errors.numbers.rows.shape[-1]
+    horizon = packed.size(state.errors)
     # Nearest at several scales, a moment still speaks once.
     near = jnp.where(jnp.tril(near[:, None] == near, -1).any(axis=1), 0, near)
     seasons = max(SEASONS * memory // LONGEST, FEWEST)
     lag = jnp.concatenate((season * jnp.arange(1, seasons + 1), near))
-    reach = jnp.minimum(count, state.keys.numbers.length - 1)
+    reach = jnp.minimum(count, state.keys.length - 1)
     may = (lag >= horizon) & (lag <= reach)
     return Candidates(jnp.maximum(lag, 1), may.astype(jnp.float32))
 
@@ -177,8 +177,15 @@ def attend(
     rows = weight * jnp.concatenate(
         (jnp.ones((1, *weight.shape)), jnp.where(may, -far, 0.0), -old[None])
     )
-    errors = packed.read(state.errors, count - among.lag)
-    out = jnp.einsum("pnc,nch->phc", rows, errors)
+    shares = rows * packed.units(state.errors, count - among.lag)
+
+    def add(n: Array, total: Array) -> Array:
+        errors = packed.numbers(state.errors, count - among.lag[n])  # (channels, horizon)
+        return total + shares[:, n, :, None] * errors
+
+    # Moment by moment, along the horizon: long ones take a fifth of the time of a product so.
+    shape = (rows.shape[0], *own.shape[1:], packed.size(state.errors))
+    out = lax.fori_loop(0, len(among.lag), add, jnp.zeros(shape)).swapaxes(1, 2)
     total = jnp.sum(rows[1:], axis=1)[:, None]
     return rows, jnp.concatenate((out[:1], out[1:] - total * out[0]))
 
@@ -187,5 +194,5 @@ def shown(
     weight: Float[Array, "moments channels"], among: Candidates
 ) -> tuple[Int[Array, " shown"], Float[Array, " shown"]]:
     """The lags of the moments that spoke most, over all channels, and their weights."""
-    mean, at = lax.top_k(jnp.mean(weight, axis=1), SHOWN)
-    return jnp.where(mean > 0, among.lag[at], 0), mean
+    less, at = order.smallest(-jnp.mean(weight, axis=1), SHOWN)
+    return jnp.where(less < 0, among.lag[at], 0), -less

@@ -18,7 +18,7 @@ class State(NamedTuple):
     """What is remembered of one stream in means of `RATE` samples."""
 
     far: recall.Distances
-    values: ring.Ring  # by channel; NaN where none was measured; the newest is of those so far
+    values: ring.Ring  # by phase; NaN where none was measured; the newest is of those so far
     total: Float[Array, " channels"]  # of the newest
     there: Float[Array, " channels"]  # samples in it
     mean: Float[Array, " channels"]
@@ -28,10 +28,10 @@ class State(NamedTuple):
 
 def init(memory: int, channels: int) -> State:
     """An empty memory of `memory` means."""
-    rows, zeros = memory + 1, jnp.zeros(channels, jnp.float32)
+    zeros = jnp.zeros(channels, jnp.float32)
     return State(
         recall.init(memory, channels, len(recall.SCALES)),
-        ring.init_by_channel(rows, channels),
+        ring.init_by_phase(memory, channels),
         zeros,
         zeros,
         zeros,
@@ -40,16 +40,23 @@ def init(memory: int, channels: int) -> State:
     )
 
 
-def look(coarse: State, token: Int[Array, ""], mean: Array, variance: Array, lags: int) -> State:
+def look(
+    coarse: State,
+    token: Int[Array, ""],
+    then: Float[Array, "channels phases blocks"],
+    now: Float[Array, " channels"],
+    mean: Float[Array, " channels"],
+    variance: Float[Array, " channels"],
+) -> State:
     """Compare the newest mean, number `token`, once it is whole, with those before."""
-    values = ring.last(coarse.values, token, lags + 1)
+    lags = then.shape[1] * then.shape[2]
     deviation = jnp.sqrt(variance) + 1e-6 * jnp.abs(mean) + 1e-12
-    far = recall.compare(coarse.far, values[:, :-1], values[:, -1], deviation)
+    far = recall.compare(coarse.far, token, then, now, deviation)
     coarse = coarse._replace(far=far, mean=mean, variance=variance)
     if not lags:
         return coarse._replace(strange=jnp.full_like(coarse.strange, -1.0))
     distance = recall.distances(far, token, lags)
-    near = recall.nearest(distance)
+    near = recall.nearest(far, distance)
     strange = jnp.append(recall.strangeness(near.distance), recall.rareness(distance[1]))
     lag = jnp.where(jnp.isfinite(near.distance[1, 0]), near.lag[1, 0], 0)
     return coarse._replace(far=far._replace(lag=lag), strange=strange)
@@ -69,16 +76,13 @@ def take(
     measured = (there > 0).astype(jnp.float32)
     newest = total / jnp.maximum(there, 1.0)
     values = ring.push(coarse.values, token, jnp.where(there > 0, newest, jnp.nan))
-    coarse = coarse._replace(values=values, total=total, there=there)
     mean, variance = moments.standardise(coarse.mean, coarse.variance, token, newest, measured)
-    kept = coarse._replace(values=None)  # a ring is read there, never passed through
+    then, now = ring.last_by_phase(values, token - 1, lags), ring.read(values, token)
+    coarse = coarse._replace(values=None, total=total, there=there)
+    # A loop of one or none, not a condition: what a condition hands on is copied.
+    whole = (part == RATE - 1).astype(jnp.int32)
 
-    def compare() -> State:
-        new = look(coarse, token, mean, variance, lags)
-        return new._replace(values=None)
+    def compare(_: Array, coarse: State) -> State:
+        return look(coarse, token, then, now, mean, variance)
 
-    def keep() -> State:
-        return kept
-
-    moved = lax.cond(part == RATE - 1, compare, keep)
-    return moved._replace(values=values)
+    return lax.fori_loop(0, whole, compare, coarse)._replace(values=values)

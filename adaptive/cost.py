@@ -40,11 +40,12 @@ def report(
         progress: Called with numbers of rows done.
 
     Returns:
-        By level: shared parameters that take part; operations and bytes moved
-        for a sample, as XLA counts them (a branch that is seldom taken counts in full); the time
-        of a call for one sample and, for each, of a whole block; and what is left of the squared
-        error of persistence in the second half of the recording, for the first and the last step
-        of the horizon, the mean over channels. And by part: the bytes of one stream's state.
+        By level: shared parameters that take part; operations for a sample as the step is written,
+        and bytes moved as it is compiled, as XLA counts them (a branch that is seldom taken counts
+        in full); the time of a call for one sample and, for each, of a whole block; and what is
+        left of the squared error of persistence in the second half of the recording, for the first
+        and the last step of the horizon, the mean over channels. And by part: the bytes of one
+        stream's state.
     """
     channels = values.shape[1]
     first = Engine(1, channels, model)
@@ -59,8 +60,8 @@ def report(
         engine.take_programs(first)
         controller = Controller(1, channels, model, engine=engine)
         results = replay_arrays(controller, time, values, level=i, progress=progress)
-        counted = first.programs.run[i].cost_analysis() or {}
-        operations, moved = (counted.get(what, nan) for what in ("flops", "bytes accessed"))
+        operations = (first.step(level).cost_analysis() or {}).get("flops", nan)
+        moved = (first.programs.run[i].cost_analysis() or {}).get("bytes accessed", nan)
         table.add_row(
             level.name,
             str(parameters(first.params, level)),
@@ -109,7 +110,7 @@ def state_table(bank: State) -> Table:
     """Lay out the bytes of one stream's state, which is the same at every level."""
     sizes = {}
     for name, part in zip(bank._fields, bank, strict=True):
-        sizes[name] = sum(size(leaf) for leaf in jax.tree.leaves(part, is_leaf=ring.is_ring))
+        sizes[name] = sum(size(leaf) for leaf in jax.tree.leaves(part, is_leaf=ring.is_view))
     table = Table(title="bytes of one stream", title_justify="left", box=SIMPLE)
     table.add_column("part")
     table.add_column("bytes", justify="right")
@@ -124,7 +125,7 @@ def state_table(bank: State) -> Table:
     return table
 
 
-def size(leaf: np.ndarray | ring.Ring) -> int:
+def size(leaf: np.ndarray | ring.View) -> int:
     """Bytes of one stream of a bank's array."""
-    rows = leaf.rows if isinstance(leaf, ring.Ring) else leaf
+    rows = leaf.rows if isinstance(leaf, ring.View) else leaf
     return rows.nbytes // rows.shape[0]

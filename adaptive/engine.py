@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.stages import Lowered
 from jaxtyping import Float
 
 from adaptive import analogues, model, programs, runtime
@@ -139,6 +141,12 @@ class Engine:
             self.params, self.learned, self.store, np.int32(stream)
         )
         return bool(np.asarray(report.landed))
+
+    def step(self, level: Level) -> Lowered:
+        """One sample's step as it is written, to be counted."""
+        state = self.layout.of_stream(self.store, jnp.int32(0))
+        x = jnp.zeros(self.shape.channels)
+        return jax.jit(partial(model.step, level=level)).lower(self.params, state, x, x)
 
     def explain(self, stream: int, level: Level) -> Effects:
         """What carried the newest answer of a stream; compiles when it is first asked."""

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from adaptive import drift, ring, seasons
@@ -37,7 +37,6 @@ LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 20, 8192  # [samples], seasons, [samp
 SLOW = 10  # times as long for the slow one of two
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
 LARGEST = 100.0  # diagonal of a covariance where nothing is excited, in the long run
-FEW = 4  # rows of a matrix that is worked on number by number: LAPACK's calls cost more
 JITTER = 1e-6  # of the inner matrix, relative: float32 must not make it indefinite
 SHARPNESS = 5.0  # of the exponential weights
 
@@ -108,30 +107,36 @@ def init(channels: int, horizon: int) -> State:
 
 
 def cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The lower factor of a positive definite matrix; NaN where it is none."""
-    n = len(matrix)
-    if n > FEW:
-        return jnp.linalg.cholesky(matrix)
-    factor = [[jnp.float32(0.0)] * n for _ in range(n)]
-    for j in range(n):
-        for i in range(j, n):
-            rest = matrix[i, j] - sum(factor[i][k] * factor[j][k] for k in range(j))
-            factor[i][j] = jnp.sqrt(rest) if i == j else rest / factor[j][j]
-    return jnp.stack([jnp.stack(row) for row in factor])
+    """The lower factor of a positive definite matrix, row by row; NaN where it is none."""
+    places = jnp.arange(len(matrix))
+
+    def add(i: Array, factor: Array) -> Array:
+        # Row i of L L' = M, entry by entry: of the rows before it all is known.
+        def entry(j: Array, row: Array) -> Array:
+            before = jnp.where(places < j, factor[j], 0.0)
+            return jnp.where(places == j, (matrix[i, j] - before @ row) / factor[j, j], row)
+
+        row = lax.fori_loop(0, i, entry, jnp.zeros(len(matrix)))
+        row = jnp.where(places == i, jnp.sqrt(matrix[i, i] - row @ row), row)
+        return factor.at[i].set(row)
+
+    return lax.fori_loop(0, len(matrix), add, jnp.zeros_like(matrix))
 
 
 def inverted(lower: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The inverse of a lower triangular matrix."""
-    n = len(lower)
-    if n > FEW:
-        return solve_triangular(lower, jnp.eye(n), lower=True)
-    inverse = [[jnp.float32(0.0)] * n for _ in range(n)]
-    for j in range(n):
-        inverse[j][j] = 1 / lower[j, j]
-        for i in range(j + 1, n):
-            rest = sum(lower[i, k] * inverse[k][j] for k in range(j, i))
-            inverse[i][j] = -rest / lower[i, i]
-    return jnp.stack([jnp.stack(row) for row in inverse])
+    """The inverse of a lower triangular matrix, row by row."""
+    places = jnp.arange(len(lower))
+
+    def add(i: Array, inverse: Array) -> Array:
+        rest = (places == i) - jnp.where(places < i, lower[i], 0.0) @ inverse
+        return inverse.at[i].set(rest / lower[i, i])
+
+    return lax.fori_loop(0, len(lower), add, jnp.zeros_like(lower))
+
+
+def product(rows: Float[Array, "rows n"], matrix: Float[Array, "n m"]) -> Float[Array, "rows m"]:
+    """A product of matrices, row by row: within one kernel XLA is quick at those."""
+    return lax.map(lambda row: row @ matrix, rows)
 
 
 def gain(
@@ -174,17 +179,19 @@ def gain(
     given = jnp.sqrt(lags * (1 - forgetting) / LARGEST)
     turn = given * (jnp.arange(lags) == count % lags)
     seen = jnp.concatenate((regressors, turn[None]))
-    spread = seen @ root  # A: (rows + 1, lags)
-    projected = (root @ spread.T).T  # X P; that way round nothing large is turned
-    inner = spread @ spread.T
+    spread = product(seen, root)  # A: (rows + 1, lags)
+    projected = lax.map(lambda row: root @ row, spread)  # X P
+    inner = lax.map(lambda row: spread @ row, spread)
     noise = forgetting + JITTER * jnp.trace(inner) / (rows + 1)
     unit = jnp.eye(rows + 1)
     factor = cholesky(inner + noise * unit)
     inverse = inverted(factor)
-    both = inverse.T @ (inverted(factor + jnp.sqrt(noise) * unit) @ spread)
-    gains = (inverse.T @ (inverse @ projected))[:rows]
-    root = (root - projected.T @ both) / jnp.sqrt(forgetting)
-    sound = jnp.isfinite(gains).all() & jnp.isfinite(jnp.sum(root))
+    both = product(inverse.T, product(inverted(factor + jnp.sqrt(noise) * unit), spread))
+    gains = product(inverse.T, product(inverse, projected))[:rows]
+    root = lax.fori_loop(0, rows + 1, lambda k, s: s - projected[k][:, None] * both[k], root)
+    root = root / jnp.sqrt(forgetting)
+    # A root that is not finite for all that shows in the next projection.
+    sound = jnp.isfinite(jnp.sum(projected) + jnp.sum(both) + jnp.sum(gains))
     return jnp.where(sound, root, jnp.eye(lags)), jnp.where(sound, gains, 0.0)
 
 

@@ -50,7 +50,8 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
     """
     count, memory = state.count, state.memory
     scale = glitch.scale(state.glitch)
-    near = recall.nearest(recall.distances(state.far, count, level.memory_samples))
+    distance = recall.distances(state.far, count, level.memory_samples)
+    near = recall.nearest(state.far, distance)
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
     among = analogues.candidates(memory, count, state.season.lag, lags, level.memory_samples)
     key = packed.read(memory.keys, count)

@@ -15,13 +15,14 @@ References:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import moments
+from adaptive import moments, order
 
 FAR = 8.0  # usual errors to what was foreseen
 OUT = 6.0  # standard deviations to the mean
@@ -30,7 +31,8 @@ FADE = 0.9  # what is left of a run after a sample that was not far
 ALIKE = 0.3  # of the error: so near another value must be to make this one likely
 MEMORY = 1024  # [samples] of the usual error
 FIRST = 64  # samples before anything is a glitch
-FENCE = 3.0  # spans between the 10 % and 90 % quantiles beyond which the first are outliers
+QUANTILES = 0.1, 0.9
+FENCE = 3.0  # spans between them beyond which the first are outliers
 
 
 class State(NamedTuple):
@@ -93,7 +95,7 @@ def believe(
 
 def begin(state: State, values: Float[Array, "channels first"]) -> State:
     """Make mean and deviation anew of the first values that are no outliers among them."""
-    low, high = jnp.nanquantile(values, jnp.array([0.1, 0.9]), axis=1, keepdims=True)
+    low, high = (lax.map(partial(order.quantile, share=q), values)[:, None] for q in QUANTILES)
     beyond = FENCE * (high - low)
     # A channel that hardly moves may have only its spikes to be known by.
     sound = (values >= low - beyond) & (values <= high + beyond) | (high == low)

@@ -67,7 +67,7 @@ class State(NamedTuple):
     season: seasons.State
     mean: Float[Array, " channels"]  # of all values, for what is strange
     variance: Float[Array, " channels"]  # of all; forecasters go by that in `glitch`
-    values: ring.Ring  # by channel; NaN where nothing was measured
+    values: ring.Ring  # by phase; NaN where nothing was measured
     glitch: glitch.State
     sound: ring.Ring  # (channels,) the values as forecasters see them
     believed: ring.Ring  # (channels,) 1 where measured and no glitch
@@ -125,13 +125,12 @@ def init(params: Params, shape: Shape) -> State:
     """The state of a stream without samples."""
     channels, horizon = shape.channels, shape.horizon
     zeros = jnp.zeros(channels, jnp.float32)
-    rows = shape.memory + recall.SCALES[1]  # lags, and the windows that are shown
     return State(
         count=jnp.int32(-1),
         season=seasons.init(shape.memory, channels),
         mean=zeros,
         variance=zeros,
-        values=ring.init_by_channel(rows, channels),
+        values=ring.init_by_phase(shape.memory, channels),
         glitch=glitch.init(channels),
         sound=ring.init(max(shape.memory, horizon + 1), channels),
         believed=ring.init(horizon + 1, channels),
@@ -153,7 +152,7 @@ def init(params: Params, shape: Shape) -> State:
 def bank(params: Params, shape: Shape, streams: int) -> State:
     """The states of many streams, on a leading axis, each without samples."""
     lead = jax.tree.map(
-        lambda a: a if ring.is_ring(a) else a[None], init(params, shape), is_leaf=ring.is_ring
+        lambda a: a if ring.is_view(a) else a[None], init(params, shape), is_leaf=ring.is_view
     )
     return jax.tree.map(lambda a: jnp.repeat(a, streams, axis=0), lead)
 
@@ -213,7 +212,7 @@ def looked_up(
         The distances, which know the nearest moment now; the strangeness by scale, the lags of the
         nearest moments, 0 where there are fewer, and the share of each channel in the distance.
     """
-    near = recall.nearest(recall.distances(far, count, lags))
+    near = recall.nearest(far, recall.distances(far, count, lags))
     there = jnp.isfinite(near.distance)
     lag = jnp.where(there, near.lag, 0)
     channel = recall.apart_by_channel(
@@ -296,7 +295,7 @@ def step(
         seen,
         foreseen,
         ring.read(values, others),
-        lambda: ring.last(values, count, glitch.FIRST),
+        lambda: ring.last(values, count, glitch.FIRST).T,
     )
     scale = glitch.scale(usual)
     usual_error = jnp.sqrt(state.loss[SERVED, 0]) * scale
@@ -310,12 +309,12 @@ def step(
     past_believed = ring.last(all_believed, count, horizon + 1)
 
     lags = level.memory_samples
-    then = ring.last(values, count - 1, lags)
-    far = recall.compare(state.far, then, measured, deviation)
+    then = ring.last_by_phase(values, count - 1, lags)
+    far = recall.compare(state.far, count, then, measured, deviation)
     means = coarse.take(state.coarse, count, x, seen, lags)
     level_rate = seen * jnp.maximum(1.0 / (count + 1), 1.0 / moments.LEVEL)
     newest_level = state.level + level_rate * (x - state.level)
-    season = seasons.take(state.season, count, sound, believed, far.distance[-1], far.compared[-1])
+    season = seasons.take(state.season, count, sound, believed, far)
 
     reach = experts.reach(horizon)
     window = ring.last(all_sound, count, reach)

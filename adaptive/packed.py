@@ -1,10 +1,8 @@
-"""Rings of rows in eight bits: whole numbers, and their unit for each row's last axis.
+"""Rings of rows in eight bits: whole numbers, and beside each row's last axis their unit.
 
-The unit is the largest number over 127, so what is read is off by about a 254th of the largest;
-by more where that is below 0.01, as the unit is kept in half precision.
+The unit is a power of two in eighths, the least at which the largest number is at most `MOST`; so
+what is read is off by a 230th of the largest at most, and by more where that is below 0.002.
 """
-
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -12,32 +10,39 @@ from jaxtyping import Array, Float, Int
 from adaptive import ring
 
 MOST = 127  # of a whole number
+EIGHTHS = 8.0  # steps of the unit in a doubling
+NOTHING = -128  # the unit of zeros
 
 
-class Packed(NamedTuple):
-    """The ring of one stream or of a bank."""
-
-    numbers: ring.Ring  # *shape, eight bits
-    unit: ring.Ring  # *shape without its last axis, half precision
-
-
-def init(rows: int, *shape: int) -> Packed:
+def init(rows: int, *shape: int) -> ring.Ring:
     """An empty one of one stream, all zero, that holds at least `rows` rows of `shape`."""
-    return Packed(
-        ring.init(rows, *shape, copies=1, dtype=jnp.int8),
-        ring.init(rows, *shape[:-1], copies=1, dtype=jnp.float16),
-    )
+    *lead, size = shape
+    return ring.init(rows, *lead, size + 1, copies=1, dtype=jnp.int8)
 
 
-def push(packed: Packed, count: Int[Array, ""], new: Float[Array, "*shape"]) -> Packed:
-    """Write the row of sample number `count`; its numbers may not exceed 8e6."""
-    unit = (jnp.max(jnp.abs(new), axis=-1) / MOST).astype(jnp.float16)
-    step = unit.astype(jnp.float32)[..., None]
-    numbers = jnp.where(step > 0, jnp.clip(jnp.round(new / step), -MOST, MOST), 0.0)
-    return Packed(ring.push(packed.numbers, count, numbers), ring.push(packed.unit, count, unit))
+def size(packed: ring.Ring) -> int:
+    """How many numbers the last axis has."""
+    return packed.rows.shape[-1] - 1
 
 
-def read(packed: Packed, count: Int[Array, "*n"]) -> Float[Array, "..."]:
+def push(packed: ring.Ring, count: Int[Array, ""], new: Float[Array, "*shape"]) -> ring.Ring:
+    """Write the row of sample number `count`; its numbers may not exceed 7e6."""
+    most = jnp.max(jnp.abs(new), axis=-1, keepdims=True)
+    unit = jnp.maximum(jnp.ceil(EIGHTHS * jnp.log2(most / MOST)), NOTHING)
+    numbers = jnp.clip(jnp.round(new * jnp.exp2(-unit / EIGHTHS)), -MOST, MOST)
+    return ring.push(packed, count, jnp.concatenate((numbers, unit), axis=-1))
+
+
+def numbers(packed: ring.Ring, count: Int[Array, "*n"]) -> Float[Array, "..."]:
+    """Read the whole numbers of some samples: [*n, *shape]."""
+    return ring.read(packed, count)[..., :-1].astype(jnp.float32)
+
+
+def units(packed: ring.Ring, count: Int[Array, "*n"]) -> Float[Array, "..."]:
+    """Read their units: [*n, *shape without its last axis]."""
+    return jnp.exp2(ring.read(packed, count)[..., -1].astype(jnp.float32) / EIGHTHS)
+
+
+def read(packed: ring.Ring, count: Int[Array, "*n"]) -> Float[Array, "..."]:
     """Read the rows of some samples: [*n, *shape]."""
-    numbers, unit = (ring.read(one, count).astype(jnp.float32) for one in packed)
-    return numbers * unit[..., None]
+    return numbers(packed, count) * units(packed, count)[..., None]

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.stages import Compiled
 
-from adaptive import learner, model
+from adaptive import learner, model, runtime
 from adaptive.explain import effects
 from adaptive.model import Shape
 from adaptive.settings import BLOCK, Level
@@ -43,19 +43,25 @@ def run(params, store, block, count, *, level, layout):
     """
     channels = (block.shape[1] - 1) // 2
 
-    def step(store, row):
-        stream = row[0].astype(jnp.int32)
+    def step(state, row):
         x, seen = row[1 : 1 + channels], row[1 + channels :]
-        state, out = model.step(params, layout.of_stream(store, stream), x, seen, level)
-        packed = jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in out])
-        return layout.with_stream(store, stream, state), packed
+        state, out = model.step(params, state, x, seen, level)
+        return state, jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in out])
 
     def one(k, carry):
         store, outputs = carry
-        store, packed = step(store, block[k])
-        return store, outputs.at[k].set(packed)
+        row = block[k]
+        stream = row[0].astype(jnp.int32)
+        state = layout.of_stream(store, stream)
+        # A loop of one: what it carries is taken out of the store once. Else XLA reads the store
+        # again for all that needs it, and copies it, with all streams, before it is written.
+        state, packed = lax.fori_loop(
+            0, jnp.minimum(count, 1), lambda _, carry: step(carry[0], row), (state, outputs[k])
+        )
+        return layout.with_stream(store, stream, state), outputs.at[k].set(packed)
 
-    width = jax.eval_shape(step, store, block[0])[1].shape[0]
+    state = jax.eval_shape(layout.of_stream, store, jnp.int32(0))
+    width = jax.eval_shape(step, state, block[0])[1].shape[0]
     return lax.fori_loop(0, count, one, (store, jnp.zeros((BLOCK, width), jnp.float32)))
 
 
@@ -105,8 +111,9 @@ class Programs:
         jobs: dict[int | str, Callable[[], Compiled]] = {}
         for i in levels:
             program = partial(run, level=self.levels[i], layout=self.layout)
-            jitted = jax.jit(program, donate_argnums=1)
-            jobs[i] = jitted.lower(params, store, self.no_block(), np.int32(1)).compile
+            jitted = jax.jit(runtime.one_kernel(program), donate_argnums=1)
+            lowered = jitted.lower(params, store, self.no_block(), np.int32(1))
+            jobs[i] = partial(lowered.compile, runtime.WITHIN_A_KERNEL)
         if self.objective:
             step = partial(learn, shape=self.shape, objective=self.objective, layout=self.layout)
             jitted = jax.jit(step, donate_argnums=2)

@@ -9,12 +9,17 @@ the squared distances of the samples that led to both,
 
     D(L) <- (1 - 1/m) D(L) + 1/m mean over channels of ((x(t) - x(t - L)) / sd)^2,
 
-so that windows are compared without ever being compared twice: O(lags x channels) a sample. Beside
-D runs the same average W(L) of what was there to compare (missing values, the time before the
-first sample and lags that a smaller level left out all count nothing); D/W is the distance, and it
-is used where W says that most of a window was compared. The unit sd of a channel is learned: where
-the nearest moment foretells a channel well, its deviations count more, as if its standard
-deviation were smaller, down to `LEAST_UNIT` of it.
+so that windows are compared without ever being compared twice: O(lags x channels) a sample. A value
+that is missing in the past is as far off as one picked at random; where now is not measured
+nothing is compared. Beside D runs the same average W of what was there to compare, block by block
+of lags (the time before the first sample and lags that a smaller level left out count nothing); D/W
+is the distance, and it is used where W says that most of a window was compared. The unit sd of a
+channel is learned: where the nearest moment foretells a channel well, its deviations count more, as
+if its standard deviation were smaller, down to `LEAST_UNIT` of it.
+
+Lags lie by phase (`adaptive.ring`): lag j + 1 in phase j of the last column, `BLOCK` more in every
+column to the left. A column is a block of neighbours, of which one counts. The oldest block of the
+memory never does: the newest sample has been written where it begins.
 
 References:
     Mueen's and Yeh's matrix profile (ICDM 2016) compares windows by distance as well; here the
@@ -22,19 +27,21 @@ References:
     `BLOCK` samples count once instead of an exclusion zone. Vaswani et al. 2017 for the softmax.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from adaptive import ring
+from adaptive import order, ring
 
 SCALES = (3, 12, 48)  # [samples]
 SEASON_SCALE = 8192  # [samples] of the slow average that finds the season
 DELAY = 120  # [samples] the newest ones do not count, or an event would explain itself
 NEAREST = 5  # moments
-BLOCK = 16  # [samples]; two moments of one block are one
+BLOCK = ring.PHASES  # [samples]; two moments of one block are one
+UNKNOWN = 2.0  # [variances] the squared distance to what is missing: that of two at random
 FARTHEST = 100.0  # [variances] squared distances are cut there
 SEASON_CUT = 9.0  # [variances] those for the season: a few glitches must not hide it
 COMPARED = 0.6  # how much of the average must be there, in [0, 1]
@@ -46,10 +53,10 @@ CUT = 5.0  # [deviations] more counts as this much in it
 
 
 class Distances(NamedTuple):
-    """How far now is from each moment of the past. Lags run from the memory's length down to 1."""
+    """How far now is from each moment of the past."""
 
-    distance: Float[Array, "scales lags"]  # D
-    compared: Float[Array, "scales lags"]  # W
+    distance: ring.View  # D: (scales, phases, blocks)
+    compared: Float[Array, "scales blocks"]  # W
     apart: Float[Array, " channels"]  # mean squared difference to what followed the nearest moment
     looked: Float[Array, ""]  # how many of them there were, up to `SLOW`
     lag: Int[Array, ""]  # [samples] to the nearest moment; 0 where there is none
@@ -64,9 +71,19 @@ class Nearest(NamedTuple):
 
 def init(memory: int, channels: int, scales: int) -> Distances:
     """No distances yet."""
-    empty = jnp.zeros((scales, memory), jnp.float32)
-    zeros = jnp.zeros(channels, jnp.float32)
-    return Distances(empty, empty, zeros, jnp.float32(0.0), jnp.int32(0))
+    blocks, zeros = memory // BLOCK, jnp.zeros(channels, jnp.float32)
+    return Distances(
+        ring.View(jnp.zeros((1, scales, BLOCK, blocks), jnp.float32)),
+        jnp.zeros((scales, blocks), jnp.float32),
+        zeros,
+        jnp.float32(0.0),
+        jnp.int32(0),
+    )
+
+
+def lag_of(phase: Array | int, block: Int[Array, "*n"], blocks: int) -> Int[Array, "*n"]:
+    """The lag [samples] that lies there, in a memory of so many blocks."""
+    return BLOCK * (blocks - 1 - block) + phase + 1
 
 
 def unit(far: Distances, deviation: Float[Array, " channels"]) -> Float[Array, " channels"]:
@@ -81,7 +98,8 @@ def unit(far: Distances, deviation: Float[Array, " channels"]) -> Float[Array, "
 
 def compare(
     far: Distances,
-    then: Float[Array, "channels lags"],
+    count: Int[Array, ""],
+    then: Float[Array, "channels phases blocks"],
     now: Float[Array, " channels"],
     deviation: Float[Array, " channels"],
 ) -> Distances:
@@ -89,80 +107,89 @@ def compare(
 
     Args:
         far: The distances before it.
-        then: The past samples, from `lags` ago down to 1 ago; NaN where nothing was measured. A
-            level that attends to less memory hands in fewer; the lags beyond are forgotten and
-            grow anew later.
+        count: Its number.
+        then: The samples before it, by phase; NaN where nothing was measured. A level that attends
+            to less memory hands in fewer; the lags beyond are forgotten and grow anew later.
         now: The newest sample; NaN where it was not measured.
         deviation: The running standard deviation.
 
     Returns:
         The new distances; the nearest moment is yet to be found.
     """
-    (channels, lags), (scales, memory) = then.shape, far.distance.shape
-    if not lags:
-        nothing = jnp.zeros_like(far.distance)
-        return far._replace(distance=nothing, compared=nothing, lag=jnp.int32(0))
-    beyond, weight = memory - lags, 1.0 / unit(far, deviation)
+    (channels, _, blocks), (scales, memory) = then.shape, far.compared.shape
+    if not blocks:
+        return far._replace(compared=jnp.zeros_like(far.compared), lag=jnp.int32(0))
+    beyond, weight = memory - blocks, 1.0 / unit(far, deviation)
+    measured = ~jnp.isnan(now)
+    here = jnp.where(measured, now, 0.0)
 
-    def add(channel: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        apart = ((then[channel] - now[channel]) * weight[channel]) ** 2
-        known = ~jnp.isnan(apart)
-        cut, season_cut = (
-            jnp.where(known, jnp.minimum(apart, most), 0.0) for most in (FARTHEST, SEASON_CUT)
-        )
-        total, season_total, there = sums
-        return total + cut, season_total + season_cut, there + known
+    def add(channel: Array, total: Array) -> Array:
+        apart = ((then[channel] - here[channel]) * weight[channel]) ** 2
+        apart = jnp.where(jnp.isnan(apart), UNKNOWN, jnp.minimum(apart, FARTHEST))
+        return total + apart * measured[channel]
 
-    # Channel by channel: XLA's sum over them takes twice as long. The length is always `channels`,
-    # but XLA can not tell, or it would compute a loop of one anew for all that reads the sums.
+    # The length is always `channels`, but XLA can not tell, or it would compute a loop of one anew
+    # for all that reads the sum.
     length = jnp.where(far.looked >= 0, channels, 0)
-    nothing = jnp.zeros(lags)
-    total, season_total, there = lax.fori_loop(0, length, add, (nothing, nothing, nothing))
-    of_season = jnp.arange(scales)[:, None] == len(SCALES)
-    apart = jnp.where(of_season, season_total, total) / jnp.maximum(there, 1.0)
-    there = jnp.minimum(there, 1.0)
-    rate = 1.0 / jnp.asarray((*SCALES, SEASON_SCALE)[:scales], jnp.float32)[:, None]
-    distance = far.distance[:, beyond:] * (1 - rate) + rate * apart
-    compared = far.compared[:, beyond:] * (1 - rate) + rate * there
-    if beyond:
-        distance = jnp.pad(distance, ((0, 0), (beyond, 0)))
-        compared = jnp.pad(compared, ((0, 0), (beyond, 0)))
+    total = lax.fori_loop(0, length, add, jnp.zeros(then.shape[1:]))
+    cut = jnp.where(jnp.arange(scales) == len(SCALES), SEASON_CUT, FARTHEST)
+    apart = total / jnp.maximum(jnp.sum(measured), 1)
+    rate = 1.0 / jnp.asarray((*SCALES, SEASON_SCALE)[:scales], jnp.float32)
+    rate = jnp.where(measured.any(), rate, 0.0)
+    compared, view = far.compared[:, beyond:], far.distance
+
+    def average(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        rows, compared = carry
+        start = (view.which, k, 0, beyond)
+        old = lax.dynamic_slice(rows, start, (1, 1, BLOCK, blocks))
+        old = jnp.where(compared[k] > 0, old, 0.0)
+        new = old + rate[k] * (jnp.minimum(apart, cut[k]) - old)
+        return lax.dynamic_update_slice(rows, new, start), compared
+
+    # What a loop only reads is carried, too: else XLA would copy the array that it is a part of.
+    distance, _ = lax.fori_loop(0, scales, average, (view.rows, compared))
+    distance = replace(view, rows=distance)
+    block = jnp.arange(blocks)
+    there = (lag_of(BLOCK - 1, block, blocks) <= count) & (block + beyond > 0)
+    compared = jnp.pad(compared + rate[:, None] * (there - compared), ((0, 0), (beyond, 0)))
     far = far._replace(distance=distance, compared=compared)
     # What followed the nearest moment, against what came now.
-    row = jnp.clip(lags - far.lag, 0, lags - 1)
-    off = (now - then[:, row]) ** 2
-    known = ~jnp.isnan(off) & (far.lag > 0) & (far.lag <= lags)
+    back = jnp.maximum(far.lag - 1, 0)
+    off = (now - then[:, back % BLOCK, blocks - 1 - jnp.minimum(back // BLOCK, blocks - 1)]) ** 2
+    known = ~jnp.isnan(off) & (far.lag > 0) & (far.lag <= BLOCK * blocks)
     off = jnp.where(known, jnp.minimum(off, (CUT * deviation) ** 2), far.apart)
     looked = jnp.minimum(far.looked + known.any(), SLOW)
     mean = far.apart + (off - far.apart) / jnp.maximum(looked, 1.0)
     return far._replace(apart=mean, looked=looked)
 
 
-def distances(far: Distances, count: Int[Array, ""], lags: int) -> Float[Array, "scales lags"]:
-    """Read the distances to the moments that count: compared enough, and old enough."""
-    rows = []  # one by one: XLA takes several times as long for all at once
-    for k, scale in enumerate(SCALES):
-        distance, compared = far.distance[k, -lags:], far.compared[k, -lags:]
-        youngest = jnp.minimum(DELAY, jnp.maximum(count // 4, 2 * scale))
-        counts = (compared > COMPARED) & (jnp.arange(lags, 0, -1) >= youngest)
-        rows.append(jnp.where(counts, distance / jnp.maximum(compared, COMPARED), jnp.inf))
+def distances(far: Distances, count: Int[Array, ""], lags: int) -> Float[Array, "scales blocks"]:
+    """Read the least distance of each block; infinite unless compared enough and old enough."""
+    view, blocks, rows = far.distance, lags // BLOCK, []
+    start = (view.which, 0, 0, view.rows.shape[3] - blocks)
+    here = lax.dynamic_slice(view.rows, start, (1, len(SCALES), BLOCK, blocks))[0]
+    youngest_lag = lag_of(0, jnp.arange(blocks), blocks)
+    for k, (scale, least) in enumerate(zip(SCALES, jnp.min(here, axis=1), strict=True)):
+        compared = far.compared[k, -blocks:]
+        old = jnp.minimum(DELAY, jnp.maximum(count // 4, 2 * scale))
+        counts = (compared > COMPARED) & (youngest_lag >= old)
+        rows.append(jnp.where(counts, least / jnp.maximum(compared, COMPARED), jnp.inf))
     return jnp.stack(rows)
 
 
-def nearest(distance: Float[Array, "rows lags"]) -> Nearest:
-    """Find the `NEAREST` smallest distances of different blocks of lags.
+def nearest(far: Distances, distance: Float[Array, "scales blocks"]) -> Nearest:
+    """Find the `NEAREST` smallest distances, as `distances` gives them."""
+    blocks, view = distance.shape[1], far.distance
 
-    First the least of each block, then the blocks: XLA's top-k sorts everything on a CPU, which
-    takes 1300 us for 4096 lags and 5 us for 256 blocks.
-    """
-    rows, lags = distance.shape
-    blocks = distance.reshape(rows, lags // BLOCK, BLOCK)
-    least, block = lax.top_k(-jnp.min(blocks, axis=2), NEAREST)
-    chosen = jnp.take_along_axis(blocks, block[:, :, None], axis=1)
-    within = jnp.min(
-        jnp.where(chosen <= -least[:, :, None], jnp.arange(BLOCK, 0, -1), BLOCK), axis=2
-    )
-    return Nearest(-least, lags - BLOCK * (block + 1) + within)
+    least, block = lax.map(lambda row: order.smallest(row, NEAREST), distance)
+    scale = jnp.arange(len(SCALES))[:, None]
+    within = view.rows[view.which, scale, :, block + view.rows.shape[3] - blocks]
+    return Nearest(least, lag_of(jnp.argmin(within, axis=2), block, blocks))
+
+
+def by_lag(far: Distances, scale: int) -> Float[Array, " lags"]:
+    """Read the distances of one scale, from the longest lag down to 1."""
+    return far.distance.rows[far.distance.which, scale, ::-1].T.ravel()
 
 
 def strangeness(distance: Float[Array, "scales nearest"]) -> Float[Array, " scales"]:
@@ -173,19 +200,14 @@ def strangeness(distance: Float[Array, "scales nearest"]) -> Float[Array, " scal
     return jnp.where(there.any(axis=1), mean, -1.0)
 
 
-def rareness(distance: Float[Array, " lags"]) -> Float[Array, ""]:
+def rareness(distance: Float[Array, " blocks"]) -> Float[Array, ""]:
     """Root distance within which the share `COMMON` of the memory lies; -1 while there is none.
 
     What comes again and again has near neighbours, and still few of them: the nearest alone
     would not tell.
     """
-    least = jnp.min(distance.reshape(-1, BLOCK), axis=1)
-    there = jnp.sum(jnp.isfinite(least))
-    place = jnp.maximum(jnp.round(COMMON * (there - 1)), 0)
-    # The place of each if they were sorted: for so few that takes a third of the time of sorting.
-    before = jnp.sum(least < least[:, None], axis=1)
-    here = jnp.max(jnp.where((before <= place) & jnp.isfinite(least), least, 0.0))
-    return jnp.where(there > 0, jnp.sqrt(here), -1.0)
+    common = order.quantile(distance, COMMON)
+    return jnp.where(jnp.isfinite(common), jnp.sqrt(common), -1.0)
 
 
 def apart_by_channel(
@@ -196,10 +218,9 @@ def apart_by_channel(
     scale: Float[Array, " channels"],
 ) -> Float[Array, " channels"]:
     """Share of each channel in the distance to the attended moments; they sum to 1."""
-    window = SCALES[1]
-    now = ring.last(values, count, window)
-    then = jnp.stack([ring.last(values, count - lag[k], window) for k in range(NEAREST)])
-    apart = ((then - now) / scale[:, None]) ** 2  # (nearest, channels, window)
-    apart = jnp.mean(jnp.where(jnp.isnan(apart), 0.0, apart), axis=2)
+    window = count - jnp.arange(SCALES[1])
+    now, then = ring.read(values, window), ring.read(values, window - lag[:, None])
+    apart = ((then - now) / scale) ** 2  # (nearest, window, channels)
+    apart = jnp.mean(jnp.where(jnp.isnan(apart), 0.0, apart), axis=1)
     apart = jnp.minimum(weight @ apart, 1e12)
     return apart / jnp.maximum(jnp.sum(apart), 1e-12)

@@ -1,9 +1,17 @@
 """How JAX runs here: one thread, inline, compiled programs kept on disk."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.stages import CompilerOptions
+
+# Compile options of a program that is one kernel: within it no call out of it may stand, and that
+# is what XLA makes of sums and products otherwise.
+WITHIN_A_KERNEL: CompilerOptions = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def cache_folder() -> Path:
@@ -26,3 +34,19 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def one_kernel(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a program that XLA compiles into one kernel, and does not run operation by operation.
+
+    On a CPU each operation is dispatched at run time, which takes longer than most of ours; there
+    are hundreds in a step. XLA itself does this to small loops. The program may hold no sort, no
+    scatter and no call of a library (LAPACK, top-k, FFT): XLA refuses to compile it then. It is to
+    be compiled with `WITHIN_A_KERNEL`.
+    """
+    inner = jax.jit(program)
+
+    def outer(*args: Any) -> Any:
+        return set_xla_metadata(inner(*args), xla_cpu_small_call="true", inlineable="false")
+
+    return outer

@@ -61,8 +61,7 @@ def take(
     count: Int[Array, ""],
     x: Float[Array, " channels"],
     believed: Float[Array, " channels"],
-    distance: Float[Array, " lags"],
-    known: Float[Array, " lags"],
+    far: recall.Distances,
 ) -> State:
     """Take in a sample.
 
@@ -71,12 +70,14 @@ def take(
         count: Number of the sample.
         x: The sample as forecasters see it.
         believed: 1 where it was measured and is believed.
-        distance: See `nearest`.
-        known: See `nearest`.
+        far: Distances, those of `SEASON_SCALE` last.
     """
-    lag = lax.cond(
-        count % EVERY == 0, lambda: nearest(distance, known, state.lag), lambda: state.lag
-    )
+
+    def look() -> Array:
+        known = jnp.repeat(far.compared[-1], recall.BLOCK)
+        return nearest(recall.by_lag(far, -1), known, state.lag)
+
+    lag = lax.cond(count % EVERY == 0, look, lambda: state.lag)
     since = jnp.where(same(lag, state.lag), jnp.minimum(state.since + 1, LONGEST), 0)
     rate = believed * jnp.maximum(1.0 / (count + 1), 1.0 / jnp.maximum(lag, SHORTEST))
     level = state.level + rate * (x - state.level)

@@ -5,12 +5,14 @@ numbers and one of whole ones.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from adaptive import ring
@@ -20,21 +22,29 @@ LARGE = 512  # numbers of one stream that an array of its own is worth
 
 
 class Store(NamedTuple):
-    """All streams of a bank."""
+    """All streams of a bank; plain arrays, which a call takes in the least time."""
 
-    apart: tuple[Any, ...]  # rings, and arrays (streams, *shape)
+    apart: tuple[Array, ...]  # rows of rings, and arrays (streams, *shape)
     real: Float[Array, "streams real"]
     whole: Int[Array, "streams whole"]
 
 
-def place(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """The field of a store that a part belongs to, and its shape in one stream."""
-    if ring.is_ring(leaf):
-        return "apart", ()
+class Part(NamedTuple):
+    """Where one part of a state lies."""
+
+    field: str  # of a store
+    shape: tuple[int, ...]  # in one stream
+    kind: ring.View | None = None  # without its rows
+
+
+def place(leaf: Any) -> Part:
+    """Say where a part of a bank belongs."""
+    if ring.is_view(leaf):
+        return Part("apart", (), replace(leaf, rows=None))
     shape = leaf.shape[1:]
     if prod(shape) > LARGE:
-        return "apart", shape
-    return "real" if jnp.issubdtype(leaf.dtype, jnp.floating) else "whole", shape
+        return Part("apart", shape)
+    return Part("real" if jnp.issubdtype(leaf.dtype, jnp.floating) else "whole", shape)
 
 
 class Layout:
@@ -46,7 +56,7 @@ class Layout:
         Args:
             bank: All streams, on a leading axis; shapes are enough.
         """
-        leaves, self.form = jax.tree.flatten(bank, is_leaf=ring.is_ring)
+        leaves, self.form = jax.tree.flatten(bank, is_leaf=ring.is_view)
         self.parts = [place(leaf) for leaf in leaves]
 
     def pack(self, state: State) -> Store:
@@ -55,36 +65,55 @@ class Layout:
 
     def unpack(self, store: Store) -> State:
         """Read the states of all streams."""
-        return self._split(store)
+        return self._split(store, None)
 
     def of_stream(self, store: Store, stream: Int[Array, ""]) -> State:
         """Read the state of one stream; its rings are views, not copies."""
-        return self._split(ring.of_stream(store, stream))
+        apart = (
+            one if part.kind else one[stream]
+            for one, part in zip(store.apart, self._apart(), strict=True)
+        )
+        one = Store(tuple(apart), store.real[stream], store.whole[stream])
+        return self._split(one, stream)
 
     def with_stream(self, store: Store, stream: Int[Array, ""], state: State) -> Store:
         """The store with a new state of one stream."""
-        return ring.with_stream(store, stream, self._join(state, jnp))
+        new, put = self._join(state, jnp), lax.dynamic_update_index_in_dim
+        apart = (
+            one if part.kind else put(old, one, stream, 0)
+            for old, one, part in zip(store.apart, new.apart, self._apart(), strict=True)
+        )
+        real, whole = put(store.real, new.real, stream, 0), put(store.whole, new.whole, stream, 0)
+        return Store(tuple(apart), real, whole)
+
+    def _apart(self) -> Iterator[Part]:
+        return (part for part in self.parts if part.field == "apart")
 
     def _join(self, state: State, numpy: Any) -> Store:
-        parts = {"apart": [], "real": [], "whole": []}
-        leaves = jax.tree.leaves(state, is_leaf=ring.is_ring)
-        for leaf, (kind, shape) in zip(leaves, self.parts, strict=True):
-            if kind != "apart":
-                leaf = leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], prod(shape))
-            parts[kind].append(leaf)
-        real, whole = (numpy.concatenate(parts[kind], axis=-1) for kind in ("real", "whole"))
-        return Store(tuple(parts["apart"]), real, whole)
+        fields = {"apart": [], "real": [], "whole": []}
+        leaves = jax.tree.leaves(state, is_leaf=ring.is_view)
+        for leaf, part in zip(leaves, self.parts, strict=True):
+            if part.kind:
+                leaf = leaf.rows
+            elif part.field != "apart":
+                shape = leaf.shape[: leaf.ndim - len(part.shape)]
+                leaf = leaf.reshape(*shape, prod(part.shape))
+            fields[part.field].append(leaf)
+        real, whole = (numpy.concatenate(fields[one], axis=-1) for one in ("real", "whole"))
+        return Store(tuple(fields["apart"]), real, whole)
 
-    def _split(self, store: Store) -> State:
-        return jax.tree.unflatten(self.form, self._leaves(store))
+    def _split(self, store: Store, stream: Int[Array, ""] | None) -> State:
+        return jax.tree.unflatten(self.form, self._leaves(store, stream))
 
-    def _leaves(self, store: Store) -> Iterator[Any]:
+    def _leaves(self, store: Store, stream: Int[Array, ""] | None) -> Iterator[Any]:
         apart, starts = iter(store.apart), {"real": 0, "whole": 0}
-        for kind, shape in self.parts:
-            if kind == "apart":
+        for part in self.parts:
+            if part.kind:
+                yield replace(part.kind, rows=next(apart), stream=stream)
+            elif part.field == "apart":
                 yield next(apart)
-                continue
-            numbers, start = getattr(store, kind), starts[kind]
-            starts[kind] = start + prod(shape)
-            part = numbers[..., start : starts[kind]]
-            yield part.reshape(*numbers.shape[:-1], *shape)
+            else:
+                numbers, start = getattr(store, part.field), starts[part.field]
+                starts[part.field] = start + prod(part.shape)
+                one = numbers[..., start : starts[part.field]]
+                yield one.reshape(*numbers.shape[:-1], *part.shape)

@@ -48,7 +48,8 @@ def found(state):
 @jax.jit
 def correction(state, masked):
     """What is served beside the encoder, with some moments masked out before the softmax."""
-    near = recall.nearest(recall.distances(state.far, state.count, LEVEL.memory_samples))
+    distance = recall.distances(state.far, state.count, LEVEL.memory_samples)
+    near = recall.nearest(state.far, distance)
     lags = jnp.where(jnp.isfinite(near.distance), near.lag, 0).ravel()
     memory = state.memory
     among = analogues.candidates(memory, state.count, state.season.lag, lags, LEVEL.memory_samples)

@@ -73,20 +73,28 @@ def test_a_ring_of_many_streams_cannot_be_read_without_saying_which():
         ring.last(ring.Ring(rows), jnp.int32(0), 1)
 
 
-@pytest.mark.parametrize("start", [-1, 2 * ring.WRAP - 9])
-def test_a_ring_by_channel_holds_the_same_turned_and_nan_where_nothing_was(start):
-    many = jnp.repeat(ring.init_by_channel(LENGTH, 3).rows, 2, axis=0)
-    view = ring.Ring(many, jnp.int32(1), by_channel=True)
+@pytest.mark.parametrize("start", [-1, 2 * ring.WRAP - 69])
+def test_a_ring_by_phase_holds_the_same_by_phase_and_nan_where_nothing_was(start):
+    length = 4 * ring.PHASES
+    many = jnp.repeat(ring.init_by_phase(length, 3).rows, 2, axis=0)
+    view = ring.Ring(many, jnp.int32(1), by_phase=True)
+    assert view.length == length
+    by_phase = jax.jit(ring.last_by_phase, static_argnums=2)
     count, plain, rng = jnp.int32(start), [], np.random.default_rng(0)
-    for _ in range(2 * LENGTH):
+    for n in range(2 * length + 5):
         new = rng.normal(size=3).astype(np.float32)
         count = advance(count)
         view = push(view, count, new)
         plain.append(new)
-        wanted = np.array(plain[-LENGTH:])
-        got = np.asarray(last(view, count, LENGTH)).T
-        np.testing.assert_array_equal(got[LENGTH - len(wanted) :], wanted)
-        assert np.isnan(got[: LENGTH - len(wanted)]).all()
+        if n % 7:
+            continue
+        wanted = np.full((length, 3), np.nan)
+        wanted[max(length - len(plain), 0) :] = plain[-length:]
+        np.testing.assert_array_equal(last(view, count, length), wanted)
+        for rows in (ring.PHASES, length):
+            # Phase j of the last column is j samples ago, columns are `PHASES` samples apart.
+            turned = wanted[-rows:].reshape(-1, ring.PHASES, 3)[:, ::-1].transpose(2, 1, 0)
+            np.testing.assert_array_equal(by_phase(view, count, rows), turned)
     numbers = count - jnp.array([0, 4, 2])
     got = jax.jit(ring.read)(view, numbers)
     np.testing.assert_array_equal(got, [plain[-1], plain[-5], plain[-3]])

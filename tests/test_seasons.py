@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import ring, seasons
+from adaptive import recall, ring, seasons
 
 
 def distance_by_lag(values, lags):
@@ -93,6 +93,14 @@ def test_a_season_outlives_a_level_that_remembers_little_and_goes_with_its_patte
     assert int(find(noise, known, season)) == 1
 
 
+def far_by_lag(distance, known):
+    """Distances of one scale, from the longest lag down to 1, as `recall` keeps them."""
+    blocks = len(distance) // recall.BLOCK
+    turned = distance.reshape(blocks, recall.BLOCK)[:, ::-1].T
+    far = recall.init(len(distance), 1, 1)
+    return far._replace(distance=ring.View(turned[None, None]), compared=known[None])
+
+
 def lived(values, believed, lags, memory=64):
     """The profiles after each sample, told of a season `lags[n]` at sample n."""
 
@@ -101,7 +109,8 @@ def lived(values, believed, lags, memory=64):
         lags = jnp.arange(memory, 0, -1)
         # As far as the season says: alike at its multiples, apart between.
         distance = jnp.where(lags % lag == 0, 0.1, 2.0)
-        state = seasons.take(state, count, x, believed, distance, (lag > 1) * jnp.ones(memory))
+        known = (lag > 1) * jnp.ones(memory // recall.BLOCK)
+        state = seasons.take(state, count, x, believed, far_by_lag(distance, known))
         return state, state.profiles.rows[0, 0, ring.row(state.profiles, count)]
 
     state, found = seasons.init(memory, values.shape[1]), []

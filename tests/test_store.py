@@ -43,8 +43,8 @@ def test_what_is_packed_is_unpacked_in_numpy_and_in_jax(bank):
 def test_what_is_small_shares_two_arrays_and_what_is_large_stands_alone(bank):
     layout = Layout(bank)
     store = layout.pack(bank)
-    parts = jax.tree.leaves(bank, is_leaf=ring.is_ring)
-    small = [p for p in parts if not ring.is_ring(p) and p[0].size <= LARGE]
+    parts = jax.tree.leaves(bank, is_leaf=ring.is_view)
+    small = [p for p in parts if not ring.is_view(p) and p[0].size <= LARGE]
     assert len(small) > 20
     assert len(store.apart) == len(parts) - len(small)
     assert store.real.shape[1] + store.whole.shape[1] == sum(p[0].size for p in small)
@@ -63,9 +63,10 @@ def test_a_new_state_of_one_stream_leaves_the_others_as_they_were(bank):
 
     moved = layout.unpack(jax.tree.map(np.asarray, move(layout.pack(bank), jnp.int32(1))))
     values, at = bank.values.rows.copy(), (bank.count[1] + 100) % bank.values.length
-    values[1, :, :, at] = -7.0
+    for copy in (0, bank.values.length):
+        values[1, :, at % ring.PHASES, (at + copy) // ring.PHASES] = -7.0
     count, level = bank.count.copy(), bank.level.copy()
     count[1] += 100
     level[1] -= 50
-    wanted = bank._replace(count=count, level=level, values=ring.Ring(values, by_channel=True))
+    wanted = bank._replace(count=count, level=level, values=ring.Ring(values, by_phase=True))
     same(wanted, moved)
