@@ -139,16 +139,24 @@ def parser() -> argparse.ArgumentParser:
     why.add_argument("--horizon", type=int, metavar="H", help="how far to forecast [samples]")
 
     bench = command(
-        "bench", commands.bench_levels, "Measure what each level costs on this machine."
+        "bench", commands.bench_machine, "Measure what the agent costs on this machine."
+    )
+    bench.add_argument(
+        "what",
+        nargs="*",
+        choices=("latency", "throughput", "growth", "memory", "start"),
+        metavar="WHAT",
+        help="latency of one stream (default), throughput of many, growth with channels, horizon "
+        "and memory, memory, start",
     )
     bench.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
-    bench.add_argument("--channels", type=int, default=2, help="of the stream (default 2)")
-    bench.add_argument("--samples", type=int, default=3000, help="scored at each level")
+    bench.add_argument("--channels", type=int, default=2, help="of a stream (default 2)")
+    bench.add_argument("--samples", type=int, default=3000, help="scored at each level, of latency")
     bench.add_argument(
         "--rate-hz",
         type=float,
         default=0.0,
-        help="wait between samples, as in deployment; 0: back to back (default)",
+        help="of latency: wait between samples, as in deployment; 0: back to back (default)",
     )
 
     cost = command(

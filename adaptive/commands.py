@@ -273,7 +273,7 @@ def row_at(text: str, time: Any) -> int:
 # --- bench --------------------------------------------------------------------------------------
 
 
-def bench_levels(args: argparse.Namespace) -> int:
+def bench_machine(args: argparse.Namespace) -> int:
     """`adaptive bench`."""
     from adaptive import bench
 
@@ -281,14 +281,24 @@ def bench_levels(args: argparse.Namespace) -> int:
         raise ValueError("--channels and --samples must be at least 1, --rate-hz at least 0")
     model = settings_of(args.config)["model"]
     with bar("compiling", None) as advance:
-        bench.levels(
-            model,
-            args.channels,
-            args.samples,
-            args.rate_hz,
-            lambda name: advance(1, f"compiled {name}"),
-            lambda what: OUT.print(what, highlight=False),
-        )
+
+        def compiled(name: str) -> None:
+            advance(1, f"compiled {name}")
+
+        def say(what: object) -> None:
+            OUT.print(what, highlight=False)
+
+        for what in args.what or ["latency"]:
+            if what == "latency":
+                bench.latency(model, args.channels, args.samples, args.rate_hz, compiled, say)
+            elif what == "throughput":
+                bench.throughput(model, args.channels, compiled, say)
+            elif what == "growth":
+                bench.growth(model, compiled, say)
+            elif what == "memory":
+                bench.memory(model, args.channels, compiled, say)
+            else:
+                bench.start(say)
     return 0
 
 

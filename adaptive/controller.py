@@ -24,7 +24,7 @@ from adaptive import event, mandatory
 from adaptive.calibration import USUAL, Calibration, Surprise
 from adaptive.dismissal import Dismissals
 from adaptive.mandatory import Mandatory
-from adaptive.settings import BLOCK, Alarms, Model
+from adaptive.settings import BLOCK, Alarms, Model, empty_block
 
 if TYPE_CHECKING:
     from adaptive.engine import Engine
@@ -206,12 +206,12 @@ class Controller:
             An estimate for each, in the order of their arrival.
         """
         call = self.take(level, batch)
-        return self.finish(call, self.engine.run(call.level, call.block, len(call.samples)))
+        return self.finish(call, self.engine.run(call.level, call.block))
 
     def take(self, level: int, batch: int = BLOCK) -> Call:
         """Take the oldest queued samples off the queue, for one compiled call."""
         samples = [self.queue.popleft() for _ in range(min(batch, BLOCK, len(self.queue)))]
-        block = np.zeros((BLOCK, 2 * self.channels + 1), np.float32)
+        block = empty_block(self.channels)
         for k, sample in enumerate(samples):
             block[k] = (sample.stream, *sample.values, *sample.seen)
         return Call(level, samples, block)

@@ -53,6 +53,7 @@ class Engine:
         )
         self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
         bank = partial(model.bank, shape=self.shape, streams=streams)
+        self.numbers = programs.flat(self.params)
         self.layout = Layout(jax.eval_shape(bank, self.params))
         first = partial(programs.start, shape=self.shape, streams=streams, layout=self.layout)
         self.learned, self.store = jax.jit(first)(self.params)
@@ -81,16 +82,17 @@ class Engine:
             "loss": (len(KINDS),),
         }
 
-    def warm_up(self, levels: Sequence[int] | None = None) -> Iterator[str]:
+    def warm_up(self, levels: Sequence[int] | None = None, learning: bool = True) -> Iterator[str]:
         """Compile all that will ever run; nothing compiles afterwards.
 
         Args:
             levels: Which levels; all when None.
+            learning: Whether the gradient step, too, if the settings have one.
 
         Yields:
             The name of each program when it is ready.
         """
-        yield from self.programs.compile(self.params, self.learned, self.store, levels)
+        yield from self.programs.compile(self.params, self.learned, self.store, levels, learning)
 
     def take_programs(self, other: "Engine") -> None:
         """Use what another engine of the same shape has compiled.
@@ -111,21 +113,19 @@ class Engine:
         return self.programs.learn_cost(self.params, self.learned, self.store)
 
     def run(
-        self, level: int, block: Float[np.ndarray, "block inputs"], count: int
+        self, level: int, block: Float[np.ndarray, "block inputs"]
     ) -> Float[np.ndarray, "samples outputs"]:
         """Take samples through the model.
 
         Args:
             level: Index in the ladder.
             block: As `programs.run` takes it.
-            count: How many samples are in it.
 
         Returns:
             For each sample what `outputs` names, side by side.
         """
-        run = self.programs.run[level]
-        self.store, packed = run(self.params, self.store, block, np.int32(count))
-        return np.asarray(packed)[:count]
+        self.store, packed = self.programs.run[level](self.numbers, self.store, block)
+        return np.asarray(packed)[: np.count_nonzero(block[:, 0] >= 0)]
 
     def learn(self, stream: int) -> bool:
         """Take one gradient step on the matured feedback of a stream.
@@ -137,7 +137,7 @@ class Engine:
             raise RuntimeError(
                 "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
             )
-        self.params, self.learned, self.store, report = self.programs.learn(
+        self.params, self.numbers, self.learned, self.store, report = self.programs.learn(
             self.params, self.learned, self.store, np.int32(stream)
         )
         return bool(np.asarray(report.landed))
@@ -169,6 +169,7 @@ class Engine:
         self.params, self.learned, self.store = jax.tree.map(
             lambda a: jax.device_put(a, may_alias=False), (params, learned, self.layout.pack(bank))
         )
+        self.numbers = programs.flat(self.params)
 
     def _trees(self) -> tuple:
         return self.params, self.learned, self.bank

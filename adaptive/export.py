@@ -1,7 +1,7 @@
 """The compiled model as StableHLO, to run where neither this package nor its source is.
 
-An exported program takes the state of a bank by name, a block of samples as `programs.run` does,
-and how many there are; it returns the state that has changed, by name, and the outputs. The names
+An exported program takes the state of a bank by name and a block of samples as `programs.run` does;
+it returns the state that has changed, by name, and the outputs. The names
 are those of `Engine.arrays`, which a checkpoint holds behind the name of their bank
 (`bank.0.` ...): what an agent has learned can be handed to the program.
 """
@@ -20,7 +20,7 @@ from adaptive.engine import Engine
 from adaptive.programs import run
 
 State = dict[str, np.ndarray]
-Program = Callable[[State, np.ndarray, int], tuple[State, np.ndarray]]
+Program = Callable[[State, np.ndarray], tuple[State, np.ndarray]]
 PROGRAM, STATE = "{level}.stablehlo", "state.safetensors"
 
 
@@ -49,15 +49,15 @@ def save(engine: Engine, level: int, folder: Path) -> tuple[Path, Path]:
     paths, form = jax.tree_util.tree_flatten_with_path((engine.params, None, engine.bank))
     names = [jax.tree_util.keystr(path) for path, _ in paths]
 
-    def program(state, block, count):
+    def program(state, block):
         params, _, bank = jax.tree.unflatten(form, [state[name] for name in names])
         store = layout.pack(bank)
-        store, packed = run(params, store, block, count, level=chosen, layout=layout)
+        store, packed = run(params, store, block, level=chosen, layout=layout)
         leaves = jax.tree_util.tree_leaves_with_path((None, None, layout.unpack(store)))
         return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, packed
 
     state = state_of(engine)
-    made = exported(jax.jit(program))(state, engine.programs.no_block(), np.int32(1))
+    made = exported(jax.jit(program))(state, engine.programs.no_block())
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / PROGRAM.format(level=chosen.name), folder / STATE
     files[0].write_bytes(made.serialize())
@@ -69,8 +69,8 @@ def load(program: Path, state: Path) -> tuple[Program, State]:
     """Read what `save` wrote; the program is compiled when it is first called."""
     call = jax.jit(deserialize(bytearray(program.read_bytes())).call)
 
-    def through(state: State, block: np.ndarray, count: int) -> tuple[State, np.ndarray]:
-        changed, packed = call(state, block, np.int32(count))
-        return {**state, **changed}, np.asarray(packed)[:count]
+    def through(state: State, block: np.ndarray) -> tuple[State, np.ndarray]:
+        changed, packed = call(state, block)
+        return {**state, **changed}, np.asarray(packed)[: np.count_nonzero(block[:, 0] >= 0)]
 
     return through, load_file(state)

@@ -213,9 +213,9 @@ class Remote:
         """As `Engine.costs`."""
         return self._wait("costs")
 
-    def run(self, level: int, block: np.ndarray, count: int) -> np.ndarray:
+    def run(self, level: int, block: np.ndarray) -> np.ndarray:
         """As `Engine.run`."""
-        return self._wait("run", level, block, count)
+        return self._wait("run", level, block)
 
     def learn(self, stream: int) -> bool:
         """As `Engine.learn`."""

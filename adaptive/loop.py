@@ -245,7 +245,7 @@ class Loop:
             level, batch = 0, len(bank.queue)
         call = bank.controller.take(level, batch)
         bank.taken = [bank.queue.popleft() for _ in call.samples]
-        packed = await self._beside(bank, "run", call.level, call.block, len(call.samples))
+        packed = await self._beside(bank, "run", call.level, call.block)
         after = clock()
         estimates = bank.controller.finish(call, packed)
         bank.governor.observe(level, len(estimates), after - before, after)

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.stages import Compiled
+from jaxtyping import Array, Float
 
 from adaptive import learner, model, runtime
 from adaptive.explain import effects
 from adaptive.model import Shape
-from adaptive.settings import BLOCK, Level
+from adaptive.settings import BLOCK, Level, empty_block
 from adaptive.store import Layout
 
 
@@ -24,7 +26,7 @@ def start(params, *, shape, streams, layout):
     return learner.init(params, shape), layout.pack(model.bank(params, shape, streams))
 
 
-def run(params, store, block, count, *, level, layout):
+def run(params, store, block, *, level, layout):
     """Take up to `BLOCK` samples of any streams of a bank through the model, in order.
 
     Inputs and outputs are packed into one array each: every array of a call costs microseconds.
@@ -33,15 +35,14 @@ def run(params, store, block, count, *, level, layout):
         params: Shared parameters.
         store: All streams; donated, and changed in place.
         block: [BLOCK, 1 + 2 channels] float32: the stream, the centred values, and 1 where they
-            were measured.
-        count: How many samples there are.
+            were measured. After the last sample the stream is -1.
         level: Static.
         layout: Of the store, static.
 
     Returns:
         The store, and [BLOCK, outputs], the fields of `model.Output` side by side.
     """
-    channels = (block.shape[1] - 1) // 2
+    channels, count = (block.shape[1] - 1) // 2, jnp.sum(block[:, 0] >= 0)
 
     def step(state, row):
         x, seen = row[1 : 1 + channels], row[1 + channels :]
@@ -66,10 +67,19 @@ def run(params, store, block, count, *, level, layout):
 
 
 def learn(params, learned, store, stream, *, shape, objective, layout):
-    """Take one gradient step on the feedback of one stream: `learner.step`, on a store."""
+    """Take one gradient step on the feedback of one stream: `learner.step`, on a store.
+
+    Returns:
+        The parameters also side by side, as a call of `Programs.run` takes them.
+    """
     bank = layout.unpack(store)
     params, learned, bank, report = learner.step(params, learned, bank, stream, shape, objective)
-    return params, learned, layout.pack(bank), report
+    return params, flat(params), learned, layout.pack(bank), report
+
+
+def flat(params: Any) -> Float[Array, " numbers"]:
+    """Parameters in one array: every array of a call costs a microsecond."""
+    return ravel_pytree(params)[0]
 
 
 def explain(params, store, stream, *, layout, level):
@@ -104,17 +114,21 @@ class Programs:
         self.learn: Compiled | None = None
 
     def compile(
-        self, params: Any, learned: Any, store: Any, levels: Sequence[int] | None
+        self, params: Any, learned: Any, store: Any, levels: Sequence[int] | None, learning: bool
     ) -> Iterator[str]:
         """Compile, two programs at a time; yield the name of each when it is ready."""
         levels = range(len(self.levels)) if levels is None else levels
         jobs: dict[int | str, Callable[[], Compiled]] = {}
+        numbers, unflat = ravel_pytree(params)
         for i in levels:
-            program = partial(run, level=self.levels[i], layout=self.layout)
+
+            def program(numbers: Any, *args: Any, level: Level = self.levels[i]) -> Any:
+                return run(unflat(numbers), *args, level=level, layout=self.layout)
+
             jitted = jax.jit(runtime.one_kernel(program), donate_argnums=1)
-            lowered = jitted.lower(params, store, self.no_block(), np.int32(1))
+            lowered = jitted.lower(numbers, store, self.no_block())
             jobs[i] = partial(lowered.compile, runtime.WITHIN_A_KERNEL)
-        if self.objective:
+        if self.objective and learning:
             step = partial(learn, shape=self.shape, objective=self.objective, layout=self.layout)
             jitted = jax.jit(step, donate_argnums=2)
             jobs["learn"] = jitted.lower(params, learned, store, np.int32(0)).compile
@@ -130,7 +144,7 @@ class Programs:
 
     def no_block(self) -> np.ndarray:
         """An empty input of `run`."""
-        return np.zeros((BLOCK, 2 * self.shape.channels + 1), np.float32)
+        return empty_block(self.shape.channels)
 
     def costs(self, params: Any, store: Any, repeats: int = 20) -> list[dict[int, float]]:
         """Measure what each level costs, on copies, so that nothing is learned from it.
@@ -138,18 +152,19 @@ class Programs:
         Returns:
             For each level the median cost [s] of a call with so many samples.
         """
-        block, costs = self.no_block(), []
+        block, costs, numbers = self.no_block(), [], flat(params)
         store = jax.tree.map(jnp.copy, store)
         for i in range(len(self.levels)):
             cost = {}
             for size in (1, 8, BLOCK):
-                laps = []
+                block[:size, 0], laps = 0.0, []
                 for _ in range(repeats if size < BLOCK else 3):
                     begin = time.perf_counter()
-                    store, out = self.run[i](params, store, block, np.int32(size))
+                    store, out = self.run[i](numbers, store, block)
                     np.asarray(out)
                     laps.append(time.perf_counter() - begin)
                 cost[size] = float(np.median(laps))
+            block[:, 0] = -1.0
             costs.append(cost)
         return costs
 
@@ -160,7 +175,7 @@ class Programs:
         store, laps = jax.tree.map(jnp.copy, store), []
         for _ in range(repeats):
             begin = time.perf_counter()
-            _, _, store, report = self.learn(params, learned, store, np.int32(0))
+            *_, store, report = self.learn(params, learned, store, np.int32(0))
             jax.block_until_ready(report)
             laps.append(time.perf_counter() - begin)
         return float(np.median(laps))

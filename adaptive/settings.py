@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from math import inf
 
+import numpy as np
+from jaxtyping import Float
+
 FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
 BLOCK = 32  # samples that one compiled call takes at most
 EXPERTS = (
@@ -16,6 +19,13 @@ EXPERTS = (
 )
 OBJECTIVES = ("huber", "misses")
 KINDS = (*EXPERTS, "trunk", "recall", "encoder", "corrected", "served")  # judged forecasts
+
+
+def empty_block(channels: int) -> Float[np.ndarray, "block inputs"]:
+    """What a compiled call takes, without a sample: of each its stream, or -1, values, seen."""
+    block = np.zeros((BLOCK, 1 + 2 * channels), np.float32)
+    block[:, 0] = -1.0
+    return block
 
 
 @dataclass(frozen=True)

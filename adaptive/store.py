@@ -1,7 +1,7 @@
 """The states of a bank's streams in few arrays: every array of a call costs microseconds.
 
-Rings and what is large stay as they are; all that is small lies side by side, in one array of real
-numbers and one of whole ones.
+What is large stays as it is; all that is small lies side by side, small rings among it, in one
+array of real numbers and one of whole ones.
 """
 
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ class Part(NamedTuple):
 
 def place(leaf: Any) -> Part:
     """Say where a part of a bank belongs."""
-    if ring.is_view(leaf):
-        return Part("apart", (), replace(leaf, rows=None))
-    shape = leaf.shape[1:]
-    if prod(shape) > LARGE:
-        return Part("apart", shape)
-    return Part("real" if jnp.issubdtype(leaf.dtype, jnp.floating) else "whole", shape)
+    kind = replace(leaf, rows=None) if ring.is_view(leaf) else None
+    rows = leaf.rows if kind else leaf
+    shape, real = rows.shape[1:], jnp.issubdtype(rows.dtype, jnp.floating)
+    if prod(shape) > LARGE or rows.dtype.itemsize < 4:
+        return Part("apart", shape, kind)
+    return Part("real" if real else "whole", shape, kind)
 
 
 class Layout:
@@ -61,7 +61,8 @@ class Layout:
 
     def pack(self, state: State) -> Store:
         """Put the states of all streams into a store."""
-        return self._join(state, np if isinstance(state.count, np.ndarray) else jnp)
+        numpy = np if isinstance(state.count, np.ndarray) else jnp
+        return self._join(state, numpy, state.count.shape)
 
     def unpack(self, store: Store) -> State:
         """Read the states of all streams."""
@@ -78,7 +79,7 @@ class Layout:
 
     def with_stream(self, store: Store, stream: Int[Array, ""], state: State) -> Store:
         """The store with a new state of one stream."""
-        new, put = self._join(state, jnp), lax.dynamic_update_index_in_dim
+        new, put = self._join(state, jnp, ()), lax.dynamic_update_index_in_dim
         apart = (
             one if part.kind else put(old, one, stream, 0)
             for old, one, part in zip(store.apart, new.apart, self._apart(), strict=True)
@@ -89,16 +90,14 @@ class Layout:
     def _apart(self) -> Iterator[Part]:
         return (part for part in self.parts if part.field == "apart")
 
-    def _join(self, state: State, numpy: Any) -> Store:
+    def _join(self, state: State, numpy: Any, lead: tuple[int, ...]) -> Store:
         fields = {"apart": [], "real": [], "whole": []}
         leaves = jax.tree.leaves(state, is_leaf=ring.is_view)
         for leaf, part in zip(leaves, self.parts, strict=True):
-            if part.kind:
-                leaf = leaf.rows
-            elif part.field != "apart":
-                shape = leaf.shape[: leaf.ndim - len(part.shape)]
-                leaf = leaf.reshape(*shape, prod(part.shape))
-            fields[part.field].append(leaf)
+            rows = leaf.rows if part.kind else leaf
+            if part.field != "apart":
+                rows = rows.reshape(*lead, prod(part.shape))
+            fields[part.field].append(rows)
         real, whole = (numpy.concatenate(fields[one], axis=-1) for one in ("real", "whole"))
         return Store(tuple(fields["apart"]), real, whole)
 
@@ -108,12 +107,13 @@ class Layout:
     def _leaves(self, store: Store, stream: Int[Array, ""] | None) -> Iterator[Any]:
         apart, starts = iter(store.apart), {"real": 0, "whole": 0}
         for part in self.parts:
-            if part.kind:
-                yield replace(part.kind, rows=next(apart), stream=stream)
-            elif part.field == "apart":
-                yield next(apart)
+            if part.field == "apart":
+                rows, view = next(apart), stream
             else:
                 numbers, start = getattr(store, part.field), starts[part.field]
                 starts[part.field] = start + prod(part.shape)
-                one = numbers[..., start : starts[part.field]]
-                yield one.reshape(*numbers.shape[:-1], *part.shape)
+                rows, view = numbers[..., start : starts[part.field]], None
+                # A small view of one stream is all of a bank of one.
+                lead = numbers.shape[:-1] or (1,) if part.kind else numbers.shape[:-1]
+                rows = rows.reshape(*lead, *part.shape)
+            yield replace(part.kind, rows=rows, stream=view) if part.kind else rows

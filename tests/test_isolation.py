@@ -37,6 +37,13 @@ def blocks(count):
         yield block
 
 
+def part(block, many):
+    """The first samples of a block."""
+    block = block.copy()
+    block[many:, 0] = -1.0
+    return block
+
+
 @pytest.mark.parametrize(
     "thing",
     [
@@ -73,8 +80,8 @@ def test_an_engine_in_another_process_does_what_one_here_does(process):
         assert learn_cost > 0
         for n, block in enumerate(blocks(6)):
             level = min(n, FULL)
-            got = await there.beside("run", level, block, 32)
-            np.testing.assert_array_equal(got, here.run(level, block, 32))
+            got = await there.beside("run", level, block)
+            np.testing.assert_array_equal(got, here.run(level, block))
             assert await there.beside("learn", 0) == here.learn(0)
 
     asyncio.run(main())
@@ -87,7 +94,7 @@ def test_an_engine_in_another_process_does_what_one_here_does(process):
     again.load(one)
     asyncio.run(again.prepare())
     (block,) = blocks(1)
-    np.testing.assert_array_equal(again.run(0, block, 5), here.run(0, block, 5))
+    np.testing.assert_array_equal(again.run(0, part(block, 5)), here.run(0, part(block, 5)))
 
 
 @pytest.mark.slow
@@ -97,25 +104,25 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(process):
     first, second = blocks(2)
     twin = Engine(1, CHANNELS, SETTINGS)
     list(twin.warm_up())
-    twin.run(0, first, 32)
+    twin.run(0, first)
 
     async def main():
-        asking = asyncio.create_task(engine.beside("run", 0, first, 32))
+        asking = asyncio.create_task(engine.beside("run", 0, first))
         await asyncio.sleep(0)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
         # Read without waiting in the event loop, as a last checkpoint is.
-        assert engine.run(0, second, 7).shape[0] == 7
-        asking = asyncio.create_task(engine.beside("run", 0, first, 32))
+        assert engine.run(0, part(second, 7)).shape[0] == 7
+        asking = asyncio.create_task(engine.beside("run", 0, first))
         await asyncio.sleep(0)
         asking.cancel()
-        return await engine.beside("run", 0, second, 3)
+        return await engine.beside("run", 0, part(second, 3))
 
     got = asyncio.run(main())
-    twin.run(0, second, 7)
-    twin.run(0, first, 32)
-    np.testing.assert_array_equal(got, twin.run(0, second, 3))
+    twin.run(0, part(second, 7))
+    twin.run(0, first)
+    np.testing.assert_array_equal(got, twin.run(0, part(second, 3)))
 
 
 @pytest.mark.slow
@@ -125,7 +132,7 @@ def test_what_fails_there_is_told_here_and_it_goes_on(process):
     async def main():
         await engine.beside("make", 1, CHANNELS, asdict(SETTINGS))
         with pytest.raises(RuntimeError, match="KeyError"):  # not compiled
-            await engine.beside("run", 0, np.zeros((32, 5), np.float32), 1)
+            await engine.beside("run", 0, np.zeros((32, 5), np.float32))
 
     asyncio.run(main())
     with pytest.raises(RuntimeError, match="warm_up"):

@@ -1,6 +1,7 @@
 """Streaming anomaly detectors of others on the same series, scored by the same scorer.
 
-    python tests/benchmarks/peers.py DATA --save OUT [--only hst,ocsvm,z,recall] [--groups skab,ucr]
+    python tests/benchmarks/peers/detectors.py DATA --save OUT [--only hst,ocsvm,z,recall]
+        [--groups skab,ucr]
 
 DATA as for `quality.py`. Causal, in one pass, each with its library's defaults: half-space trees on
 values scaled by their extremes so far and a linear one-class support vector machine on standardised
@@ -14,12 +15,15 @@ With `pip install pysad` also, on standardised values, PySAD's `xstream`, `loda`
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from quality import GROUPS, anomalies, pairs, score
 from river import anomaly, preprocessing
+
+sys.path.append(str(Path(__file__).parents[1]))
+from quality import GROUPS, anomalies, pairs, score
 
 WINDOW = 256  # [samples] of the departure
 SCALES, LAGS, DELAY, NEAREST = (3, 12, 48), 4000, 120, 5  # of the plain recall
