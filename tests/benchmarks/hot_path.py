@@ -1,11 +1,13 @@
-"""Is an answer slower than it was? This tree and an earlier one in turns, in processes of their own.
+"""Is an answer slower than it was? This tree and an earlier one, in turns.
 
-    python tests/benchmarks/hot_path.py --against REVISION [--most 1.3]
+    python tests/benchmarks/hot_path.py [--against REVISION] [--most 1.3]
 
-Takes blocks of 32 samples of 64 streams, single samples, and answers whole with calibration through
-both trees, round by round, and compares the fastest round of each: other work on a machine only adds
-to a time. Ends with 1 if anything takes more than `--most` times as long. The earlier tree is checked
-out beside this one with git; it must have this script.
+Takes blocks of 32 samples of 64 streams, single samples, and whole answers with calibration through
+both trees, each in a process of its own, round by round, and compares the fastest round of each:
+other work on a machine only adds to a time. Ends with 1 if anything takes more than `--most` times
+as long. The earlier tree is checked out with git; by default it is that of the last commit that
+changed `hot_path.txt`, where it says what was measured then: who makes the path faster, or slower
+for a reason, writes a line there.
 """
 
 import argparse
@@ -22,6 +24,14 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 ROUNDS, STREAMS, CHANNELS = 12, 64, 2
 MEASURED = "block", "single", "answer"
+GIT = "git", "-C", str(ROOT)
+NOTES = Path(__file__).with_suffix(".txt")
+
+
+def last_note():
+    """The last commit that changed the notes."""
+    command = (*GIT, "log", "-1", "--format=%h", "--", str(NOTES))
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def serve():
@@ -86,19 +96,16 @@ def started(tree):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", metavar="REVISION")
+    parser.add_argument("--against", metavar="REVISION", default=last_note())
     parser.add_argument("--most", type=float, default=1.3, help="times as long")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve()
-    if not args.against:
-        parser.error("--against is needed")
-    git = ("git", "-C", str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         earlier = Path(folder) / "earlier"
         subprocess.run(
-            (*git, "worktree", "add", "-q", "--detach", earlier, args.against), check=True
+            (*GIT, "worktree", "add", "-q", "--detach", earlier, args.against), check=True
         )
         try:
             trees = {"now": started(ROOT), args.against: started(earlier)}
@@ -112,7 +119,7 @@ def main():
                 process.stdin.close()
                 process.wait()
         finally:
-            subprocess.run((*git, "worktree", "remove", "--force", earlier), check=True)
+            subprocess.run((*GIT, "worktree", "remove", "--force", earlier), check=True)
     slower = False
     print(f"us a sample: now, {args.against}, ratio")
     for what in MEASURED:
