@@ -132,10 +132,10 @@ def sinusoids(queries: int, dim: int) -> np.ndarray:
 
 
 def init_cache(params: Params, form: Form, kept: int) -> Cache:
-    """An empty cache, from which the newest `kept` answers can be given anew."""
+    """An empty cache, from whose inputs the newest `kept` answers can be given anew."""
     layers, (_, heads, head_dim) = len(params.layers), params.layers[0].query.shape
     inputs = params.embed.shape[0] // form.patch
-    empty = (ring.init(context(layers, form) + kept, heads, head_dim),) * layers
+    empty = (ring.init(form.window * form.patch, heads, head_dim),) * layers
     return Cache(ring.init(context(layers, form) + kept, inputs), empty, empty, form)
 
 
@@ -323,9 +323,13 @@ def reproject(params: Params, cache: Cache, count: Int[Array, " streams"]) -> Ca
     inputs = cache.inputs.rows[:, 0]
     before = [jnp.roll(inputs, k, axis=1) for k in range(form.patch - 1, -1, -1)]
     token = jnp.concatenate(before, axis=2) @ params.embed
+    # Of each stream the samples that the places of a shorter ring hold.
+    held, count_of = cache.keys[0].length, count[:, None]
+    place = (count_of - ((count_of - jnp.arange(held)) & (held - 1))) & (length - 1)
     keys, values = [], []
     for k, layer in enumerate(params.layers):
-        for rings, new in zip((keys, values), project(layer, token), strict=True):
+        newest = jnp.take_along_axis(token, place[..., None], axis=1)
+        for rings, new in zip((keys, values), project(layer, newest), strict=True):
             rings.append(ring.Ring(jnp.stack((new, new), axis=1)))
         if k < len(params.layers) - 1:
             token = lax.map(partial(again, layer, form, length), (token, count))

@@ -163,7 +163,7 @@ def test_an_encoder_that_has_learned_nothing_changes_nothing():
 def test_a_window_longer_than_the_cache_is_refused(patch):
     params = random_params(0, patch=patch)
     filling = filled(params, np.zeros((1, INPUTS), np.float32), attention.Form(8, patch))
-    held = filling[0].inputs.length
+    held = filling[0].keys[0].length
     with pytest.raises(ValueError, match=f"holds {held} rows, {held + patch}"):
         encode(params, *filling, window=held // patch + 1)
 

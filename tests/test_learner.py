@@ -139,8 +139,11 @@ def test_after_a_step_all_caches_are_as_if_made_with_the_new_parameters():
     assert 0 < change < 1.0  # a bounded step
     newest = ring.of_stream(after, jnp.int32(1)).cache
     encoder = moved.encoder
-    keys, values = attention.project(encoder.layers[0], jnp.asarray(inputs[-16:]) @ encoder.embed)
-    got = [ring.last(rings[0], jnp.int32(39), 16) for rings in (newest.keys, newest.values)]
+    keys, values = attention.project(
+        encoder.layers[0], jnp.asarray(inputs[-SHAPE.window :]) @ encoder.embed
+    )
+    rings = newest.keys[0], newest.values[0]
+    got = [ring.last(one, jnp.int32(39), SHAPE.window) for one in rings]
     np.testing.assert_allclose(got[0], keys, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got[1], values, rtol=1e-4, atol=1e-5)
     # What was gathered of this stream is spent, that of the other is not.
