@@ -1,4 +1,4 @@
-"""The JSON payloads that carry samples and feedback.
+"""The payloads that carry samples and feedback: JSON, or the same in MessagePack.
 
 One sample, several of them, and feedback:
 
@@ -11,6 +11,10 @@ One sample, several of them, and feedback:
 receiver is to count. `values` may be an object from channel names to values in place of a list;
 a channel that it leaves out is missing. `null` is a missing value; times are in seconds.
 `Sample.filled` is not carried.
+
+A payload in MessagePack is known by its first byte, which no JSON begins with. It has the same
+fields. Its `values` may also be binary: little-endian 32-bit floating-point numbers, row by row,
+all channels of a row, NaN where one is missing.
 """
 
 import math
@@ -48,12 +52,19 @@ class _Reject(Exception):
     """Carries reason and detail out of a nested check; never leaves this module."""
 
 
-_payload = msgspec.json.Decoder(_Payload)
-_row = msgspec.json.Decoder(Values)
-_rows = msgspec.json.Decoder(list[Values])
-_object = msgspec.json.Decoder(dict[str, float | None])
-_objects = msgspec.json.Decoder(list[dict[str, float | None]])
-_encoder = msgspec.json.Encoder()
+class _Format:
+    """How payloads of one kind are read."""
+
+    def __init__(self, name: str, decoder: type):
+        self.name = name
+        self.payload = decoder(_Payload)
+        self.row, self.rows = decoder(Values), decoder(list[Values])
+        self.object = decoder(dict[str, float | None])
+        self.objects = decoder(list[dict[str, float | None]])
+
+
+_json = _Format("JSON in UTF-8", msgspec.json.Decoder)
+_msgpack = _Format("MessagePack", msgspec.msgpack.Decoder)
 
 
 def decode(
@@ -67,7 +78,7 @@ def decode(
     """Make items of a payload, whatever it holds.
 
     Args:
-        payload: What came: JSON in UTF-8.
+        payload: What came: JSON in UTF-8, or MessagePack.
         stream: The stream that the payload is about if it names none; None if it has to.
         others: Further streams that it may name.
         sequence: The number of the first sample of a payload that brings none, or such numbers
@@ -77,7 +88,7 @@ def decode(
     Returns:
         The samples in the order of the payload, or the feedback. What is no good is a `Rejected`
         in its place: one row of several whose channels do not match, else the payload as a whole.
-        Its reason is "too_long", "malformed" (no JSON), "types" (not the fields above),
+        Its reason is "too_long", "malformed" (neither), "types" (not the fields above),
         "not_finite", "unknown_stream", "channels", "lengths" (of times and rows) or "sequence".
         Nothing is raised for any payload.
     """
@@ -85,12 +96,13 @@ def decode(
     try:
         if len(payload) > limit:
             raise _Reject("too_long", f"wanted at most {limit} bytes, got {len(payload)}")
-        parsed = _parse(_payload, payload)
+        form = _form(payload)
+        parsed = _parse(form, form.payload, payload)
         named = _named(parsed.stream, stream, others)
         name = named.name
         if parsed.label is not None:
             return [_feedback(parsed, name)]
-        return _samples(parsed, named, sequence)
+        return _samples(form, parsed, named, sequence)
     except _Reject as reject:
         reason, detail = reject.args
         return [Rejected(name, reason, detail)]
@@ -111,8 +123,12 @@ def encode_sample(sample: Sample) -> bytes:
     return encode_samples([sample])
 
 
-def encode_samples(samples: Iterable[Sample]) -> bytes:
+def encode_samples(samples: Iterable[Sample], *, binary: bool = False) -> bytes:
     """Write consecutive samples of one stream as one payload; see `encode_sample`.
+
+    Args:
+        samples: At least one.
+        binary: In MessagePack, with values as 32-bit floating-point numbers, not as JSON.
 
     Raises:
         ValueError: There are none, they are not consecutive, or something is not finite.
@@ -135,22 +151,21 @@ def encode_samples(samples: Iterable[Sample]) -> bytes:
                 "NaN stands for a missing value."
             )
     single = len(samples) == 1
-    # msgspec writes NaN as null.
-    return _encoder.encode(
-        {
-            "stream": first.stream,
-            "sequence": first.sequence,
-            "time": first.time if single else [sample.time for sample in samples],
-            "values": (
-                first.values.tolist() if single else [sample.values.tolist() for sample in samples]
-            ),
-        }
-    )
+    fields = {
+        "stream": first.stream,
+        "sequence": first.sequence,
+        "time": first.time if single else [sample.time for sample in samples],
+    }
+    rows = [sample.values for sample in samples]
+    if binary:
+        return msgspec.msgpack.encode(fields | {"values": np.array(rows, "<f4").tobytes()})
+    values = rows[0].tolist() if single else [row.tolist() for row in rows]
+    return msgspec.json.encode(fields | {"values": values})  # it writes NaN as null
 
 
 def encode_feedback(feedback: Feedback) -> bytes:
     """Write feedback; `decode` makes an equal one of it."""
-    return _encoder.encode(
+    return msgspec.json.encode(
         {
             "stream": feedback.stream,
             "time": feedback.time,
@@ -160,23 +175,37 @@ def encode_feedback(feedback: Feedback) -> bytes:
     )
 
 
-def _parse(decoder: msgspec.json.Decoder, payload: Any) -> Any:
+def _form(payload: Any) -> _Format:
+    """MessagePack begins with the head of a map; JSON never with such a byte."""
+    head = payload[0] if payload and not isinstance(payload, str) else 0
+    return _msgpack if _is_map(head) else _json
+
+
+def _is_map(head: int) -> bool:
+    return 0x80 <= head <= 0x8F or head in (0xDE, 0xDF)
+
+
+def _is_array(head: int) -> bool:
+    return 0x90 <= head <= 0x9F or head in (0xDC, 0xDD)
+
+
+def _parse(form: _Format, decoder: Any, payload: Any) -> Any:
     try:
         return decoder.decode(payload)
     except RecursionError:
-        raise _Reject("malformed", "wanted JSON, got one nested too deeply") from None
+        raise _Reject("malformed", f"wanted {form.name}, got one nested too deeply") from None
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise _Reject(*_why(error, payload)) from None
+        raise _Reject(*_why(form, error, payload)) from None
 
 
-def _why(error: Exception, payload: Any) -> tuple[str, str]:
+def _why(form: _Format, error: Exception, payload: Any) -> tuple[str, str]:
     text = payload.encode("utf-8", "replace") if isinstance(payload, str) else bytes(payload)
     start = ascii(text[:60].decode("utf-8", "replace"))
-    if "out of range" in str(error) or NOT_FINITE.search(text):
+    if "out of range" in str(error) or form is _json and NOT_FINITE.search(text):
         return "not_finite", f"wanted finite numbers, null where a value is missing, got {start}"
     if isinstance(error, msgspec.ValidationError):
         return "types", f"{error}; got {start}"
-    return "malformed", f"wanted JSON in UTF-8, got {start}: {error}"
+    return "malformed", f"wanted {form.name}, got {start}: {error}"
 
 
 def _named(name: str | None, stream: Stream | None, others: Sequence[Stream]) -> Stream:
@@ -199,36 +228,73 @@ def _feedback(parsed: _Payload, name: str) -> Feedback:
     return Feedback(name, parsed.time, parsed.label, parsed.duration_s)
 
 
-def _samples(parsed: _Payload, stream: Stream, sequence: int | Mapping[str, int]) -> list[Item]:
-    rows, single = _values(parsed.values, stream)
+def _samples(
+    form: _Format, parsed: _Payload, stream: Stream, sequence: int | Mapping[str, int]
+) -> list[Item]:
+    rows, single = _values(form, parsed.values, stream)
+    if isinstance(rows, np.ndarray):
+        single = len(rows) == 1 and not isinstance(parsed.time, list)
     times = _times(parsed, len(rows), single)
     first = parsed.sequence
     if first is None:
         first = sequence if isinstance(sequence, int) else sequence.get(stream.name, 0)
     if not 0 <= first <= LARGEST - len(rows):
         raise _Reject("sequence", f"wanted a number from 0 to {LARGEST}, got {first}")
+    if form is _msgpack:  # JSON has no word for what is not finite
+        _check_finite(times, rows)
     items: list[Item] = []
     for n, (time, row) in enumerate(zip(times, rows, strict=True)):
         if isinstance(row, str):
             items.append(Rejected(stream.name, "channels", row))
         else:
             # NumPy makes NaN of None.
-            items.append(Sample(stream.name, first + n, time, np.array(row, np.float64)))
+            values = row if isinstance(row, np.ndarray) else np.array(row, np.float64)
+            items.append(Sample(stream.name, first + n, time, values))
     return items
 
 
-def _values(raw: msgspec.Raw, stream: Stream) -> tuple[list[Values | str], bool]:
+def _check_finite(times: list[float], rows: list[Values | str] | np.ndarray) -> None:
+    good = [row for row in rows if not isinstance(row, str)]
+    if not np.isfinite(times).all() or np.isinf(np.array(good, np.float64)).any():
+        raise _Reject("not_finite", "wanted finite times, and values finite or NaN, got others")
+
+
+def _values(
+    form: _Format, raw: msgspec.Raw, stream: Stream
+) -> tuple[list[Values | str] | np.ndarray, bool]:
     """Read the rows, a line of complaint in place of one that does not fit; is it a single one?"""
-    head = bytes(memoryview(raw)[:64]).translate(None, b" \t\r\n")
+    head = bytes(memoryview(raw)[:64])
+    if form is _json:
+        head = head.translate(None, b" \t\r\n")
+        outer, inner = head[:1] == b"{", head[1:2]
+        several, named = inner in (b"[", b"{"), inner == b"{"
+    elif head[:1] in (b"\xc4", b"\xc5", b"\xc6"):
+        return _binary(msgspec.msgpack.decode(raw), stream), False
+    else:
+        outer = bool(head) and _is_map(head[0])
+        at = {b"\xdc": 3, b"\xdd": 5}.get(head[:1], 1) if head and _is_array(head[0]) else len(head)
+        inner = head[at] if at < len(head) else 0
+        several, named = _is_map(inner) or _is_array(inner), _is_map(inner)
     if not head:
         raise _Reject("types", "wanted `values` (or `label`, for feedback), got neither")
-    if head.startswith(b"{"):
-        return [_by_channel(_parse(_object, raw), stream)], True
-    if head.startswith(b"[{"):
-        return [_by_channel(row, stream) for row in _parse(_objects, raw)], False
-    if head.startswith(b"[["):
-        return [_in_order(row, stream) for row in _parse(_rows, raw)], False
-    return [_in_order(_parse(_row, raw), stream)], True
+    if outer:
+        return [_by_channel(_parse(form, form.object, raw), stream)], True
+    if several and named:
+        return [_by_channel(row, stream) for row in _parse(form, form.objects, raw)], False
+    if several:
+        return [_in_order(row, stream) for row in _parse(form, form.rows, raw)], False
+    return [_in_order(_parse(form, form.row, raw), stream)], True
+
+
+def _binary(numbers: bytes, stream: Stream) -> np.ndarray:
+    channels = len(stream.channels)
+    if not numbers or len(numbers) % (4 * channels):
+        raise _Reject(
+            "channels",
+            f"wanted rows of {channels} values of 4 bytes ({_list(stream.channels)}), got "
+            f"{len(numbers)} bytes",
+        )
+    return np.frombuffer(numbers, "<f4").reshape(-1, channels).astype(np.float64)
 
 
 def _in_order(row: Values, stream: Stream) -> Values | str:

@@ -1,6 +1,7 @@
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,6 +56,25 @@ def test_samples_come_back_as_they_were_written(rows, first):
     samples = [Sample("bed", first + n, t, np.array(v)) for n, (t, v) in enumerate(rows)]
     assert_same(wire.decode(wire.encode_samples(samples), BED), samples)
     assert_same(wire.decode(wire.encode_sample(samples[0]), BED), samples[:1])
+
+
+@pytest.mark.slow
+@given(
+    st.lists(
+        st.tuples(
+            finite, st.lists(st.floats(width=32, allow_infinity=False), min_size=2, max_size=2)
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 2**62),
+)
+def test_samples_come_back_from_binary_as_they_were_written_in_32_bits(rows, first):
+    samples = [Sample("bed", first + n, t, np.array(v)) for n, (t, v) in enumerate(rows)]
+    assert_same(wire.decode(wire.encode_samples(samples, binary=True), BED), samples)
+    # What JSON can say MessagePack can, word for word.
+    same = msgspec.msgpack.encode(msgspec.json.decode(wire.encode_samples(samples)))
+    assert_same(wire.decode(same, BED), samples)
 
 
 @given(finite, st.sampled_from([0, 1]), st.floats(0, allow_infinity=False))
@@ -129,6 +149,51 @@ def test_no_damaged_payload_raises(noise, begin, length):
 )
 def test_a_bad_payload_is_rejected_with_its_reason(payload, reason):
     assert rejected(payload) == reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"time": 1.0, "values": b"\0" * 12}, "channels"),
+        ({"time": 1.0, "values": b""}, "channels"),
+        ({"time": 1.0, "values": np.array([1, np.inf], "<f4").tobytes()}, "not_finite"),
+        ({"time": 1.0, "values": [1.0, float("inf")]}, "not_finite"),
+        ({"time": float("nan"), "values": [1.0, 2.0]}, "not_finite"),
+        ({"time": 1.0, "values": np.zeros(4, "<f4").tobytes()}, "types"),  # two rows, no rate
+        ({"time": [1.0], "values": np.zeros(4, "<f4").tobytes()}, "lengths"),
+        ({"time": 1.0, "values": "12"}, "types"),
+        ({"time": 1.0, "values": []}, "channels"),
+        ({"time": 1.0}, "types"),
+        ({"time": 1.0, "values": {"II": 1.0, "V9": 2.0}}, "channels"),
+        ({"time": "now", "values": [1.0, 2.0]}, "types"),
+        ({"stream": "other", "time": 1.0, "values": [1.0, 2.0]}, "unknown_stream"),
+    ],
+)
+def test_a_bad_payload_in_messagepack_is_rejected_with_its_reason(fields, reason):
+    assert rejected(msgspec.msgpack.encode(fields)) == reason
+
+
+def test_messagepack_has_all_forms_of_json():
+    for values in (
+        [[0.5, None], [1.5, 2.0]],
+        [{"II": 0.5}, {"V1": 2.0, "II": 1.5}],
+        np.array([[0.5, np.nan], [1.5, 2.0]], "<f4").tobytes(),
+    ):
+        fields = {"time": 4.0, "sampling_rate_hz": 2.0, "values": values}
+        wanted = [
+            Sample("bed", 7, 4.0, np.array([0.5, np.nan])),
+            Sample("bed", 8, 4.5, np.array([1.5, 2.0])),
+        ]
+        assert_same(wire.decode(msgspec.msgpack.encode(fields), BED, sequence=7), wanted)
+    many = [[float(n), 0.0] for n in range(70_000)]  # with the longest head of an array
+    fields = {"time": 0.0, "sampling_rate_hz": 1.0, "values": many}
+    got = wire.decode(msgspec.msgpack.encode(fields), BED, limit=1 << 24)
+    assert [item.values[0] for item in got[::10_000]] == list(range(0, 70_000, 10_000))
+    one = {"time": 1.0, "values": {"V1": 3.0}}
+    (got,) = wire.decode(msgspec.msgpack.encode(one), BED)
+    np.testing.assert_array_equal(got.values, [np.nan, 3.0])
+    # Extra bytes are damage, not another payload.
+    assert rejected(msgspec.msgpack.encode(one) + b"x") == "malformed"
 
 
 def test_a_payload_beyond_the_limit_is_not_even_parsed():
