@@ -128,7 +128,7 @@ class Engine:
         return np.asarray(packed)[: np.count_nonzero(block[:, 0] >= 0)]
 
     def learn(self, stream: int) -> bool:
-        """Take one gradient step on the matured feedback of a stream.
+        """Take one gradient step on the matured feedback of a stream, or prepare one.
 
         Returns:
             Whether it landed: it was finite, and the encoder did not go back to its anchor.
@@ -137,6 +137,11 @@ class Engine:
             raise RuntimeError(
                 "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
             )
+        if self.programs.gather and int(np.asarray(self.learned.waiting)) < self.programs.waits:
+            self.learned, self.store, report = self.programs.gather(
+                self.params, self.learned, self.store, np.int32(stream)
+            )
+            return bool(np.asarray(report.landed))
         self.params, self.numbers, self.learned, self.store, report = self.programs.learn(
             self.params, self.learned, self.store, np.int32(stream)
         )

@@ -4,7 +4,8 @@ A step learns from one stream: the encoder from the errors that the trunk made a
 moments whose whole horizon is known, recall from the slopes that were gathered since its last
 step. Steps are bounded (Huber loss, clipped norm, Adam), a step that is not finite never lands,
 recall's penalties stay within a factor of their first values, and keys and values in every cache
-are made anew afterwards.
+are made anew afterwards. As that takes longer the more streams there are, a step of a large bank is
+that of the mean gradient of several streams, gathered one after another.
 
 What has no gradient is made small by random search: `misses`, the share of errors larger than the
 trunk's usual one, which is what a limit cares for. Then the encoder's readout moves by what pairs
@@ -43,6 +44,7 @@ REACH = 4.0  # that the logarithm of a penalty may move: a factor of 55
 JUDGED = 64  # steps that a judgement takes, at least, and the memory of its means
 PAIRS, SIZE = 16, 0.05  # of random steps, and their deviation
 GOLDEN = 2654435769  # 2^32 over the golden ratio
+SHARE = 16  # streams: in a larger bank a step waits for one more gradient for each so many
 WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much goes back
 
 
@@ -57,6 +59,8 @@ class State(NamedTuple):
     excess: Float[Array, ""]  # and of what the encoder's was more
     steps: Int[Array, ""]  # since the anchor and the encoder were the same
     taken: Int[Array, ""]  # steps in all; each draws other numbers
+    gathered: Params  # sum of gradients since the last step
+    waiting: Int[Array, ""]  # how many
 
 
 class Report(NamedTuple):
@@ -78,7 +82,9 @@ def init(params: Params, shape: Shape) -> State:
     encoder = params.encoder
     whole = encoder if shape.int8 else None
     known = compression.init(encoder)
-    return State(optimiser().init(params), whole, encoder, known, zero, zero, none, none)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    first = optimiser().init(params)
+    return State(first, whole, encoder, known, zero, zero, none, none, nothing, none)
 
 
 def loss(
@@ -170,6 +176,48 @@ def search(
     return f(at), jnp.tensordot(ahead - back, steps, axes=1) / (2 * PAIRS * SIZE**2)
 
 
+def gradient(
+    params: Params, learned: State, row: model.State, shape: Shape, objective: str
+) -> tuple[Float[Array, ""], Params]:
+    """Loss of the encoder on the feedback of one stream, and the gradients of all parameters."""
+    of = partial(loss, state=row, shape=shape, objective=objective)
+    if objective == "misses":
+        key = jax.random.fold_in(jax.random.key(0), learned.taken)
+        value, head = search(
+            lambda head: of(params.encoder._replace(head=head)), params.encoder.head, key
+        )
+        slope = jax.tree.map(jnp.zeros_like, params.encoder)._replace(head=head)
+    else:
+        value, slope = jax.value_and_grad(of)(params.encoder)
+        if shape.replayed:
+            older = jax.grad(replay)(params.encoder, row, shape, learned.taken)
+            slope = jax.tree.map(lambda new, old: (new + old) / 2, slope, older)
+    return value, Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
+
+
+def gather(
+    params: Params, learned: State, row: model.State, shape: Shape, objective: str = "huber"
+) -> tuple[State, model.State, Report]:
+    """Keep the gradient of one stream for the next step.
+
+    Args:
+        params: Shared by the bank.
+        learned: From `init`, or the step before.
+        row: The stream.
+        shape: Of the model, static.
+        objective: Static; see `loss`.
+
+    Returns:
+        Learner and stream, and whether the gradient was finite; else it is left out.
+    """
+    value, slopes = gradient(params, learned, row, shape, objective)
+    finite = all_finite(slopes)
+    gathered = jax.tree.map(jnp.add, learned.gathered, slopes)
+    kept = learned._replace(gathered=gathered, waiting=learned.waiting + 1)
+    row = row._replace(slope=jnp.zeros_like(row.slope))
+    return chosen(finite, kept, learned), row, Report(value, finite)
+
+
 def step(
     params: Params,
     learned: State,
@@ -178,7 +226,7 @@ def step(
     shape: Shape,
     objective: str = "huber",
 ) -> tuple[Params, State, model.State, Report]:
-    """Take one gradient step on the feedback of one stream.
+    """Take one step, along the gradient of one stream and what has been gathered of others.
 
     Args:
         params: Shared by the bank.
@@ -194,29 +242,22 @@ def step(
     """
     row = ring.of_stream(bank, stream)
     of = partial(loss, state=row, shape=shape, objective=objective)
-    if objective == "misses":
-        key = jax.random.fold_in(jax.random.key(0), learned.taken)
-        value, head = search(
-            lambda head: of(params.encoder._replace(head=head)), params.encoder.head, key
-        )
-        slope = jax.tree.map(jnp.zeros_like, params.encoder)._replace(head=head)
-    else:
-        value, slope = jax.value_and_grad(of)(params.encoder)
-        if shape.replayed:
-            older = jax.grad(replay)(params.encoder, row, shape, learned.taken)
-            slope = jax.tree.map(lambda new, old: (new + old) / 2, slope, older)
+    value, slopes = gradient(params, learned, row, shape, objective)
+    many = learned.waiting + 1
+    slopes = jax.tree.map(lambda one, others: (one + others) / many, slopes, learned.gathered)
+    learned = learned._replace(
+        gathered=jax.tree.map(jnp.zeros_like, slopes), waiting=jnp.zeros_like(learned.waiting)
+    )
     served = compression.rounded if shape.int8 else lambda encoder: encoder
-    slopes = Params(analogues.Params(row.slope[:-1], row.slope[-1]), slope)
     steps, moved = optimiser().update(slopes, learned.momenta, params)
     whole = params._replace(encoder=learned.whole) if shape.int8 else params
     stepped = jax.tree.map(lambda one, step, rate: one - rate * step, whole, steps, rates(params))
     stepped = stepped._replace(recall=bounded(stepped.recall))
-    numbers = jax.tree.leaves((value, slopes, stepped))
-    finite = jnp.stack([jnp.isfinite(one).all() for one in numbers]).all()
+    finite = all_finite((value, slopes, stepped))
     judged, goes_back = judge(learned, whole.encoder, value, of(served(learned.anchor)))
     stepped = stepped._replace(encoder=chosen(goes_back, judged.anchor, stepped.encoder))
     moved = chosen(goes_back, optimiser().init(params), moved)
-    importance, *order = compression.weigh(learned.importance, params.encoder, slope)
+    importance, *order = compression.weigh(learned.importance, params.encoder, slopes.encoder)
     judged = judged._replace(momenta=moved, importance=importance)
     # All that has the form of the encoder keeps its order.
     stepped, judged = jax.tree.map(
@@ -231,6 +272,11 @@ def step(
     cache = attention.reproject(params.encoder, bank.cache, bank.count)
     bank = bank._replace(cache=cache, slope=bank.slope.at[stream].set(0.0))
     return params, learned, bank, Report(value, finite & ~goes_back)
+
+
+def all_finite(tree: object) -> Bool[Array, ""]:
+    """Whether every number is finite."""
+    return jnp.stack([jnp.isfinite(one).all() for one in jax.tree.leaves(tree)]).all()
 
 
 def is_encoder(one: object) -> bool:

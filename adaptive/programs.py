@@ -77,6 +77,13 @@ def learn(params, learned, store, stream, *, shape, objective, layout):
     return params, flat(params), learned, layout.pack(bank), report
 
 
+def gather(params, learned, store, stream, *, shape, objective, layout):
+    """Keep the gradient of one stream for the next step: `learner.gather`, on a store."""
+    row = layout.of_stream(store, stream)
+    learned, row, report = learner.gather(params, learned, row, shape, objective)
+    return learned, layout.with_stream(store, stream, row), report
+
+
 def flat(params: Any) -> Float[Array, " numbers"]:
     """Parameters in one array: every array of a call costs a microsecond."""
     return ravel_pytree(params)[0]
@@ -110,8 +117,10 @@ class Programs:
         self.shape, self.levels, self.layout = shape, tuple(levels), layout
         self.objective = objective
         self.form = (shape, self.levels, streams, objective)
+        self.waits = -(-streams // learner.SHARE) - 1  # gradients that are gathered before a step
         self.run: dict[int, Compiled] = {}
         self.learn: Compiled | None = None
+        self.gather: Compiled | None = None
 
     def compile(
         self, params: Any, learned: Any, store: Any, levels: Sequence[int] | None, learning: bool
@@ -129,14 +138,18 @@ class Programs:
             lowered = jitted.lower(numbers, store, self.no_block())
             jobs[i] = partial(lowered.compile, runtime.WITHIN_A_KERNEL)
         if self.objective and learning:
-            step = partial(learn, shape=self.shape, objective=self.objective, layout=self.layout)
-            jitted = jax.jit(step, donate_argnums=2)
-            jobs["learn"] = jitted.lower(params, learned, store, np.int32(0)).compile
+            steps: dict[str, Callable[..., Any]] = {"learn": learn}
+            if self.waits:
+                steps["gather"] = gather
+            for name, step in steps.items():
+                step = partial(step, shape=self.shape, objective=self.objective, layout=self.layout)
+                lowered = jax.jit(step, donate_argnums=2).lower(params, learned, store, np.int32(0))
+                jobs[name] = lowered.compile
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}
             for name, future in compiled.items():
                 if isinstance(name, str):
-                    self.learn = future.result()
+                    setattr(self, name, future.result())
                     yield name
                 else:
                     self.run[name] = future.result()

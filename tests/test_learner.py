@@ -127,6 +127,41 @@ def test_learning_lowers_the_loss_where_there_is_something_to_learn():
     assert np.mean(after[-25:]) < 0.7 * np.mean(before)
 
 
+def test_a_step_of_gathered_gradients_is_that_of_their_mean():
+    params = random_params(8)
+    learned = learner.init(params, SHAPE)
+    banks = [fed(params, 40, seed=k)[0] for k in range(3)]
+    banks = [b._replace(slope=b.slope.at[1].set(k + 1.0)) for k, b in enumerate(banks)]
+    rows = [ring.of_stream(bank, jnp.int32(1)) for bank in banks]
+    gradient = jax.jit(partial(learner.gradient, shape=SHAPE, objective="huber"))
+    slopes = [gradient(params, learned, row)[1] for row in rows]
+    gather = jax.jit(partial(learner.gather, shape=SHAPE))
+    for row in rows[:2]:
+        learned, left, report = gather(params, learned, row)
+        assert bool(report.landed)
+        np.testing.assert_array_equal(left.slope, 0.0)
+    assert int(learned.waiting) == 2
+    # One that is not finite is left out.
+    spoilt, _, report = gather(params, learned, rows[2]._replace(slope=rows[2].slope * np.nan))
+    assert not bool(report.landed)
+    for a, b in zip(jax.tree.leaves(spoilt), jax.tree.leaves(learned), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved, learned, _, report = step(params, learned, banks[2], jnp.int32(1))
+    assert bool(report.landed)
+    mean = jax.tree.map(lambda *each: sum(each) / 3, *slopes)
+    optimiser = learner.optimiser()
+    steps, _ = optimiser.update(mean, optimiser.init(params), params)
+    wanted = jax.tree.map(lambda p, s, r: p - r * s, params, steps, learner.rates(params))
+    # Heads and hidden units may change places.
+    for got, want in ((moved.recall, wanted.recall), (moved.encoder, wanted.encoder)):
+        order = [np.sort(np.asarray(a), axis=None) for a in jax.tree.leaves(got)]
+        other = [np.sort(np.asarray(a), axis=None) for a in jax.tree.leaves(want)]
+        for a, b in zip(order, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert int(learned.waiting) == 0
+    assert not any(np.any(np.asarray(a)) for a in jax.tree.leaves(learned.gathered))
+
+
 def test_after_a_step_all_caches_are_as_if_made_with_the_new_parameters():
     params = random_params(4)
     bank, inputs, _ = fed(params, 40)

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from adaptive import learner
 from adaptive.controller import Controller
 from adaptive.engine import Engine
 from adaptive.settings import BLOCK, Level, Model
@@ -62,6 +63,23 @@ def test_the_state_of_a_bank_stays_where_it_is(banks):
     for level in (0, 1, 2, 2, 0):
         assert engine.run(level, block).shape[0] == 5
         assert [array.unsafe_buffer_pointer() for array in engine.store.apart] == places
+
+
+@pytest.mark.slow
+def test_a_large_bank_gathers_gradients_before_a_step():
+    streams = 2 * learner.SHARE + 1
+    engine = Engine(streams, CHANNELS, SETTINGS)
+    assert "gather" in list(engine.warm_up([2]))
+    block, rng = engine.programs.no_block(), np.random.default_rng(0)
+    block[:, 0], block[:, 1 + CHANNELS :] = np.arange(BLOCK) % 3, 1.0
+    for _ in range(12):
+        block[:, 1 : 1 + CHANNELS] = rng.normal(size=(BLOCK, CHANNELS))
+        engine.run(2, block)
+    before = np.asarray(engine.numbers)
+    for stream, moves in ((0, False), (1, False), (2, True), (0, False)):
+        assert engine.learn(stream)
+        assert (not np.array_equal(engine.numbers, before)) == moves
+        before = np.asarray(engine.numbers)
 
 
 def test_answers_leave_nothing_behind_in_memory(banks):

@@ -50,7 +50,7 @@ def made(name, seed):
 
 def lived(programs, values, bumps, answered):
     """The alarms, and when the last of the answers was given."""
-    controller = Controller(1, 1, programs.settings, programs.alarms)
+    controller = Controller(1, 1, programs.settings, Alarms(PER_DAY))
     controller.engine.take_programs(programs.engine)
     level, alarms, waiting = len(controller.levels) - 1, [], []
     given = last = 0
@@ -84,7 +84,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("--seeds", type=int, default=3)
     seeds = args.parse_args().seeds
-    programs = Controller(1, 1, Model(learn_every_samples=0), Alarms(PER_DAY))
+    programs = Controller(1, 1, Model(learn_every_samples=0))
     for _ in programs.engine.warm_up([len(programs.levels) - 1]):
         pass
     print(
