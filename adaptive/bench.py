@@ -69,7 +69,7 @@ def latency(
             if number < 0:
                 controller.refine(0)
     pause = f", one each {1e3 / rate:g} ms" if rate else ""
-    title = f"one sample{pause}, {channels} channels, NumPy in to answer out [us]"
+    title = f"one sample{pause}, {channels} channels, NumPy in to answer out, us"
     table = Table(title=title, title_justify="left")
     for head in ("level", "p50", "p99", "p99.9", "of it the model, p50"):
         table.add_column(head, justify="left" if head == "level" else "right")
@@ -89,9 +89,14 @@ def throughput(model: Model, channels: int, compiled: Compiled, say: Say) -> Non
         compiled: See `Compiled`.
         say: See `Say`.
     """
-    title = f"the model in blocks of {BLOCK} samples, {channels} channels, one thread"
+    title = f"us a sample, the model in blocks of {BLOCK}, {channels} channels, one thread"
     table = Table(title=title, title_justify="left")
-    heads = ("level", *(f"us, {n}" for n in BANKS), f"samples/s, {BANKS[1]}", "exponent")
+    heads = (
+        "level",
+        *(f"{n} streams" if n > 1 else "1 stream" for n in BANKS),
+        f"a second, {BANKS[2]}",
+        "exponent",
+    )
     for head in heads:
         table.add_column(head, justify="left" if head == "level" else "right")
     costs, size = [], 0.0
@@ -105,14 +110,14 @@ def throughput(model: Model, channels: int, compiled: Compiled, say: Say) -> Non
         row = [cost[k] for cost in costs]
         grows = exponent(BANKS[1:], row[1:])
         each = (f"{1e6 * one:.1f}" for one in row)
-        table.add_row(level.name, *each, f"{1 / row[1]:,.0f}", f"{grows:+.2f}")
+        table.add_row(level.name, *each, f"{1 / row[2]:,.0f}", f"{grows:+.2f}")
     say(table)
     say(f"state of a stream: {size / BANKS[-1] / 1024:.0f} KiB")
 
 
 def growth(model: Model, compiled: Compiled, say: Say) -> None:
     """Fit how a sample's time grows with channels, horizon and memory, at the highest level."""
-    title = f"us for a sample of one stream in a block of {BLOCK}, at the highest level"
+    title = f"us a sample, one stream, in a block of {BLOCK}, highest level"
     table = Table(title=title, title_justify="left")
     for head in ("of", "sizes", "us", "exponent"):
         table.add_column(head, justify="left" if head == "of" else "right")
@@ -137,7 +142,7 @@ def growth(model: Model, compiled: Compiled, say: Say) -> None:
 
 def start(say: Say) -> None:
     """Start `adaptive run` twice, with nothing compiled and with everything on disk."""
-    table = Table(title="from the start of the process [s]", title_justify="left")
+    table = Table(title="from the start of the process, s", title_justify="left")
     for head in ("programs", "first answer", "models ready"):
         table.add_column(head, justify="left" if head == "programs" else "right")
     with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +154,7 @@ def start(say: Say) -> None:
 def memory(model: Model, channels: int, compiled: Compiled, say: Say) -> None:
     """Measure what is resident with a bank, after it has been compiled and used."""
     before = resident()
-    table = Table(title=f"resident [MiB], {channels} channels", title_justify="left")
+    table = Table(title=f"resident, MiB, {channels} channels", title_justify="left")
     for head in ("streams", "compiled and used", "of it state"):
         table.add_column(head, justify="right")
     for streams in BANKS:
