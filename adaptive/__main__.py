@@ -143,7 +143,8 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "what",
-        nargs="*",
+        nargs="?",
+        default="latency",
         choices=("latency", "throughput", "growth", "memory", "start"),
         metavar="WHAT",
         help="latency of one stream (default), throughput of many, growth with channels, horizon "

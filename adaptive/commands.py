@@ -288,17 +288,16 @@ def bench_machine(args: argparse.Namespace) -> int:
         def say(what: object) -> None:
             OUT.print(what, highlight=False)
 
-        for what in args.what or ["latency"]:
-            if what == "latency":
-                bench.latency(model, args.channels, args.samples, args.rate_hz, compiled, say)
-            elif what == "throughput":
-                bench.throughput(model, args.channels, compiled, say)
-            elif what == "growth":
-                bench.growth(model, compiled, say)
-            elif what == "memory":
-                bench.memory(model, args.channels, compiled, say)
-            else:
-                bench.start(say)
+        if args.what == "latency":
+            bench.latency(model, args.channels, args.samples, args.rate_hz, compiled, say)
+        elif args.what == "throughput":
+            bench.throughput(model, args.channels, compiled, say)
+        elif args.what == "growth":
+            bench.growth(model, compiled, say)
+        elif args.what == "memory":
+            bench.memory(model, args.channels, compiled, say)
+        else:
+            bench.start(say)
     return 0
 
 

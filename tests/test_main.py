@@ -156,6 +156,30 @@ def test_bench_prints_what_each_level_costs(tmp_path):
 
 
 @pytest.mark.slow
+def test_bench_measures_banks_growth_memory_and_the_start(tmp_path, monkeypatch, capsys):
+    from adaptive import bench
+
+    for name, few in (("BANKS", (1, 2, 3)), ("CHANNELS", (1, 2)), ("HORIZONS", (1, 2))):
+        monkeypatch.setattr(bench, name, few)
+    monkeypatch.setattr(bench, "MEMORIES", (512, 1024))
+    monkeypatch.setattr(bench, "CALLS", 4)
+    path = written(tmp_path, SMALL)
+    wanted = {
+        "throughput": ("trunk", "3 streams", "state of a stream: "),
+        "growth": ("channels", "512 1024"),
+        "memory": ("compiled and used", "at most, while compiling"),
+        "start": ("to be compiled", "on disk"),
+    }
+    for what, said in wanted.items():
+        assert main(["bench", what, "--config", str(path), "--channels", "1"]) == 0
+        out = capsys.readouterr().out
+        for words in said:
+            assert words in out
+    assert bench.exponent((1, 2, 4), (3.0, 6.0, 12.0)) == pytest.approx(1.0)
+    assert bench.exponent((1, 2, 4), (5.0, 5.0, 5.0)) == pytest.approx(0.0)
+
+
+@pytest.mark.slow
 def test_a_moment_is_explained_by_what_it_attended_to(tmp_path, capsys):
     rng, n = np.random.default_rng(0), np.arange(700)
     values = np.sin(2 * np.pi * n / 24) + rng.normal(0, 0.05, len(n))
