@@ -21,8 +21,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from adaptive.settings import PHASES
+
 WRAP = 1 << 29  # samples; every ring length divides it
-PHASES = 16  # of a ring by phase
 
 Tree = TypeVar("Tree")  # of arrays and rings
 

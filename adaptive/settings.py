@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
 BLOCK = 32  # samples that one compiled call takes at most
+PHASES = 16  # of a ring by phase; what a level remembers is so many times whole
 EXPERTS = (
     "persistence",
     "seasonal",
@@ -150,10 +151,10 @@ def check(level: Level, largest: Level) -> None:
                 f"model.levels: {name} of {level.name!r} must be in 0..{most}, which is the "
                 f"model's, got {got}"
             )
-    if 0 < level.memory_samples < 512:
+    if 0 < level.memory_samples < 512 or level.memory_samples % PHASES:
         raise ValueError(
-            f"model.levels: memory_samples of {level.name!r} must be 0 or at least 512, got "
-            f"{level.memory_samples}"
+            f"model.levels: memory_samples of {level.name!r} must be 0, or a multiple of {PHASES} "
+            f"and at least 512, got {level.memory_samples}"
         )
 
 

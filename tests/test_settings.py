@@ -18,7 +18,8 @@ from adaptive.settings import Alarms, Level, Model
         ({"dim": 30}, "multiple of model.heads, got 30 and 4"),
         ({"levels": (Level("big", 8192),)}, "memory_samples of 'big' must be in 0..4096"),
         ({"levels": (Level("wide", 512, 256),)}, "window_samples of 'wide' must be in 0..128"),
-        ({"levels": (Level("tiny", 100),)}, "of 'tiny' must be 0 or at least 512, got 100"),
+        ({"levels": (Level("tiny", 96),)}, "of 'tiny' must be 0, or a multiple of 16 and at"),
+        ({"levels": (Level("odd", 600),)}, "of 'odd' must be 0, or a multiple of 16 and at least"),
         ({"levels": (Level("a"), Level("a", 512))}, "different names"),
     ],
 )
