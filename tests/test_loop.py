@@ -17,7 +17,7 @@ from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate
 from adaptive.feedback import Pending
 from adaptive.governor import Decision, Governor, Settings
 from adaptive.loop import Loop
-from adaptive.settings import Level
+from adaptive.settings import Level, empty_block
 from adaptive.sinks import ListSink
 from sensors.sample import Feedback, Rejected, Sample, Stream, Unavailable
 from sensors.testing import ListSource
@@ -49,7 +49,9 @@ class FakeController(Controller):
     def take(self, level, batch=32):
         taken = [self.queue.popleft() for _ in range(min(batch, 32, len(self.queue)))]
         assert taken, "there was nothing to refine"
-        return Call(level, taken, np.zeros((32, 5), np.float32))
+        block = empty_block(2)
+        block[: len(taken), 0] = 0.0
+        return Call(level, taken, block)
 
     @property
     def engine(self):
@@ -60,7 +62,8 @@ class FakeController(Controller):
             self.log.append(("learn", self.now(), len(self.queue)))
             await asyncio.sleep(self.learning)
             return True
-        level, _, count = args
+        level, block = args
+        count = int((block[:, 0] >= 0).sum())
         await asyncio.sleep(self.times * self.nominal[level] * (0.75 + 0.25 * count))
         self.log.append(("refine", self.now(), level, count))
         return np.zeros((count, 1), np.float32)
