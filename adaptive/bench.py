@@ -26,7 +26,6 @@ Compiled = Callable[[str], None]  # called with the name of each program
 Say = Callable[[str | Table], None]  # called with each line and table
 
 BANKS = 1, 64, 256, 1024  # streams
-IDLE = 0.01  # [s] between two samples, in which a processor cools down
 CALLS = 40  # of a block, for each figure of throughput
 CHANNELS, HORIZONS, MEMORIES = (1, 2, 4, 8, 16), (1, 4, 16, 48), (512, 1024, 2048, 4096, 8192)
 

@@ -158,7 +158,14 @@ def encode_samples(samples: Iterable[Sample], *, binary: bool = False) -> bytes:
     }
     rows = [sample.values for sample in samples]
     if binary:
-        return msgspec.msgpack.encode(fields | {"values": np.array(rows, "<f4").tobytes()})
+        with np.errstate(over="ignore"):
+            numbers = np.array(rows, "<f4")
+        if np.isinf(numbers).any():
+            raise ValueError(
+                f"stream {first.stream!r} from number {first.sequence}: a value is larger than "
+                "32 bits hold (3.4e38). Write it as JSON."
+            )
+        return msgspec.msgpack.encode(fields | {"values": numbers.tobytes()})
     values = rows[0].tolist() if single else [row.tolist() for row in rows]
     return msgspec.json.encode(fields | {"values": values})  # it writes NaN as null
 
@@ -225,6 +232,8 @@ def _feedback(parsed: _Payload, name: str) -> Feedback:
         raise _Reject("types", f"wanted label 1 (an event) or 0 (nothing), got {parsed.label}")
     if isinstance(parsed.time, list) or parsed.duration_s < 0:
         raise _Reject("types", "feedback needs one time and a duration_s that is not negative")
+    if not (math.isfinite(parsed.time) and math.isfinite(parsed.duration_s)):
+        raise _Reject("not_finite", "feedback needs a finite time and a finite duration_s")
     return Feedback(name, parsed.time, parsed.label, parsed.duration_s)
 
 
@@ -324,7 +333,7 @@ def _times(parsed: _Payload, rows: int, single: bool) -> list[float]:
         return time
     if single or rows == 1:
         return [time] * rows
-    if rate is None or rate <= 0:
+    if rate is None or not 0 < rate < math.inf:
         raise _Reject(
             "types", f"several rows with one time need a sampling_rate_hz above 0, got {rate}"
         )

@@ -2,10 +2,12 @@ import gc
 import re
 import tracemalloc
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import learner
+from adaptive import learner, runtime
 from adaptive.controller import Controller
 from adaptive.engine import Engine
 from adaptive.settings import BLOCK, Level, Model
@@ -35,6 +37,12 @@ def test_each_program_is_one_kernel(banks):
         work = [kind for kind in kinds if kind not in ("parameter", "get-tuple-element", "tuple")]
         assert work == ["call"]
         assert 'xla_cpu_small_call="true"' in entry[0].splitlines()[-2]
+
+
+def test_what_cannot_be_part_of_a_kernel_is_refused_when_it_is_compiled():
+    lowered = jax.jit(runtime.one_kernel(jnp.sort)).lower(jnp.arange(8.0))
+    with pytest.raises(RuntimeError, match="kernel"):
+        lowered.compile(runtime.WITHIN_A_KERNEL)
 
 
 def test_what_a_call_copies_and_allocates_does_not_grow_with_the_bank(banks):

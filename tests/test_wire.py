@@ -167,10 +167,18 @@ def test_a_bad_payload_is_rejected_with_its_reason(payload, reason):
         ({"time": 1.0, "values": {"II": 1.0, "V9": 2.0}}, "channels"),
         ({"time": "now", "values": [1.0, 2.0]}, "types"),
         ({"stream": "other", "time": 1.0, "values": [1.0, 2.0]}, "unknown_stream"),
+        ({"time": float("nan"), "label": 1}, "not_finite"),
+        ({"time": 1.0, "label": 1, "duration_s": float("nan")}, "not_finite"),
+        ({"time": 1.0, "sampling_rate_hz": np.inf, "values": [[1.0, 2.0]] * 2}, "types"),
     ],
 )
 def test_a_bad_payload_in_messagepack_is_rejected_with_its_reason(fields, reason):
     assert rejected(msgspec.msgpack.encode(fields)) == reason
+
+
+def test_a_value_that_32_bits_do_not_hold_is_not_written():
+    with pytest.raises(ValueError, match="larger than 32 bits hold"):
+        wire.encode_samples([Sample("bed", 0, 1.0, np.array([1e39, 0.0]))], binary=True)
 
 
 def test_messagepack_has_all_forms_of_json():
