@@ -1,0 +1,347 @@
+"""`adaptive bench ingest`: how many samples an agent takes from a broker and answers over it.
+
+Broker, agent, sensors and reader are each a process of their own. The sensors wait for nobody and
+the reader counts from the moment at which a sample was meant to be sent, so an agent that falls
+behind cannot hide it.
+
+References:
+    Tene, How NOT to measure latency, 2015: "coordinated omission".
+"""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from rich.table import Table
+
+WITHIN = 300.0  # [s] that compiling may take
+SETTLING = 2.0  # [s] at the start that do not count
+LEAST_PAUSE = 2e-4  # [s] between two looks at the clock
+APART = 1e6  # [Hz] of the samples in one payload
+CONFIG = """
+[agent]
+deadline_ms = {deadline:g}
+[broker]
+port = {port}
+[[source]]
+kind = "mqtt"
+qos = {qos}
+topics = [{topics}]
+[[sink]]
+kind = "mqtt"
+qos = {qos}
+"""
+
+
+class Load(NamedTuple):
+    """What the sensors send."""
+
+    rate: float  # [samples/s] of all streams together
+    streams: int
+    samples: int  # in a payload
+    seconds: float
+    qos: int
+    deadline: float  # [ms]
+
+    @property
+    def messages(self) -> int:
+        """How many there are in all."""
+        return round(self.rate * (SETTLING + self.seconds) / self.samples)
+
+    @property
+    def gap(self) -> float:
+        """Time between two messages [s]."""
+        return self.samples / self.rate
+
+
+class _Answer(msgspec.Struct):
+    """What the reader looks at."""
+
+    time: float
+    level: str
+    slack_ms: float
+
+
+# --- the least of MQTT 3.1.1 that a load needs --------------------------------------------------
+
+
+def packet(kind: int, *parts: bytes) -> bytes:
+    """A control packet."""
+    body, length = b"".join(parts), b""
+    left = len(body)
+    while not length or left:
+        left, low = divmod(left, 128)
+        length += bytes([low | (0x80 if left else 0)])
+    return bytes([kind]) + length + body
+
+
+def text(content: str) -> bytes:
+    """A string behind its length."""
+    return struct.pack(">H", len(content)) + content.encode()
+
+
+def connected(port: int, name: str) -> socket.socket:
+    """Connect to a broker on this machine."""
+    line = socket.create_connection(("127.0.0.1", port))
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    line.sendall(packet(0x10, text("MQTT"), b"\x04\x02", struct.pack(">H", 0), text(name)))
+    if line.recv(4) != b"\x20\x02\x00\x00":
+        raise ConnectionError(f"the broker on port {port} refuses {name}")
+    return line
+
+
+def packets(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
+    """Take whole packets off the front of what has been received: the first byte, and the rest."""
+    at = 0
+    while True:
+        length = shift = 0
+        end = at + 1
+        while end < len(buffer):
+            byte = buffer[end]
+            end += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        else:
+            break
+        if end + length > len(buffer):
+            break
+        yield buffer[at], bytes(buffer[end : end + length])
+        at = end + length
+    del buffer[:at]
+
+
+# --- sensors, reader ----------------------------------------------------------------------------
+
+
+def send(port: int, load: Load, begin: float) -> None:
+    """Be the sensors: every message when its time has come, whatever became of those before."""
+    line = connected(port, "sensors")
+    rng = np.random.default_rng(0)
+    values = (np.sin(np.arange(4096) / 20) + rng.normal(0, 0.1, 4096)).astype("<f4")
+    heads = [text(f"in/{stream}") for stream in range(load.streams)]
+    encode = msgspec.msgpack.encode if load.samples > 1 else msgspec.json.encode
+    sent = 0
+    while sent < load.messages:
+        due = min(int((time.monotonic() - begin) / load.gap) + 1, load.messages)
+        chunk = []
+        for number in range(sent, due):
+            turn, stream = divmod(number, load.streams)
+            at = turn * load.samples % (len(values) - load.samples)
+            fields: dict[str, Any] = {"time": begin + number * load.gap}
+            if load.samples > 1:
+                fields |= {"sampling_rate_hz": APART}
+                fields["values"] = values[at : at + load.samples].tobytes()
+            else:
+                fields["values"] = [float(values[at])]
+            identifier = struct.pack(">H", number % 65535 + 1) if load.qos else b""
+            chunk.append(packet(0x30 | load.qos << 1, heads[stream], identifier, encode(fields)))
+        if chunk:
+            line.sendall(b"".join(chunk))
+            sent = due
+            if load.qos:  # nobody waits for the acknowledgements, but the broker must be rid of them
+                with contextlib.suppress(BlockingIOError):
+                    line.recv(1 << 20, socket.MSG_DONTWAIT)
+        time.sleep(max(begin + sent * load.gap - time.monotonic(), LEAST_PAUSE))
+    line.close()
+
+
+def read(port: int, load: Load, until: float, ready: Any, result: Any) -> None:
+    """Be the reader: note how late each answer is."""
+    line = connected(port, "reader")
+    line.sendall(packet(0x82, b"\x00\x01", text("adaptive/+/answers"), bytes([load.qos])))
+    buffer, late, levels, slack = bytearray(), [], Counter(), []
+    line.settimeout(0.5)
+    decode = msgspec.json.Decoder(_Answer).decode
+    first = None
+    while time.monotonic() < until:
+        try:
+            buffer += line.recv(1 << 18)
+        except TimeoutError:
+            continue
+        now, confirm = time.monotonic(), []
+        for kind, body in packets(buffer):
+            if kind >> 4 == 9:
+                ready.set()
+            if kind >> 4 != 3:
+                continue
+            start = 2 + int.from_bytes(body[:2], "big")
+            if kind & 6:
+                confirm.append(packet(0x40, body[start : start + 2]))
+                start += 2
+            answer = decode(body[start:])
+            if first is None:
+                first = answer.time
+            if answer.time - first >= SETTLING:
+                late.append(now - answer.time)
+                levels[answer.level] += 1
+                slack.append(answer.slack_ms)
+        if confirm:
+            line.sendall(b"".join(confirm))
+    result.send((np.array(late), np.array(slack), levels))
+
+
+# --- the processes ------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """Find one on the loopback interface."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def process(*command: object, log: Path) -> Iterator[subprocess.Popen]:
+    """Run a program in a group of its own, and end it."""
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [*map(str, command)], stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@contextlib.contextmanager
+def broker(folder: Path, options: str = "") -> Iterator[int]:
+    """Run a mosquitto on a free port of the loopback interface; give the port.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not program:
+        raise ValueError("mosquitto is not installed: apt-get install mosquitto")
+    port, path = free_port(), folder / "mosquitto.conf"
+    user = "user root\n" if os.geteuid() == 0 else ""
+    path.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{options}{user}"
+    )
+    with process(program, "-c", path, log=folder / "mosquitto.log"):
+        time.sleep(0.5)
+        yield port
+
+
+def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for something.
+
+    Raises:
+        RuntimeError: It did not come.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what} within {seconds:.0f} s")
+        time.sleep(0.05)
+
+
+def busy(pid: int) -> float:
+    """What processor time a process has taken [s]."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for one in found]
+
+
+def once(load: Load) -> tuple[np.ndarray, np.ndarray, Counter, dict[str, float]]:
+    """Measure one load.
+
+    Returns:
+        Of each answer how late it came after its sample was meant to be sent [s] and its slack
+        [ms]; how many were given at each level; processor time a second of each process.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = stack.enter_context(broker(folder, "max_queued_messages 0\n"))
+        config, log = folder / "agent.toml", folder / "agent.log"
+        topics = ", ".join(f'{{topic = "in/{n}", stream = "s{n}"}}' for n in range(load.streams))
+        config.write_text(
+            CONFIG.format(deadline=load.deadline, port=port, qos=load.qos, topics=topics)
+        )
+        command = (sys.executable, "-m", "adaptive", "run", config, "--no-table")
+        agent = stack.enter_context(process(*command, log=log))
+
+        def made() -> bool:
+            if agent.poll() is not None:
+                raise RuntimeError(f"the agent ended: {log.read_text()}")
+            return "models ready" in log.read_text()
+
+        wait(made, WITHIN, "the agent was not ready")
+        ready, (receive, result) = spawn.Event(), spawn.Pipe(duplex=False)
+        begin = time.monotonic() + 3.0  # imports take a second
+        until = begin + SETTLING + load.seconds + 2.0
+        for target, args in ((read, (port, load, until, ready, result)), (send, (port, load, begin))):
+            child = spawn.Process(target=target, args=args, daemon=True)
+            child.start()
+            stack.callback(child.kill)
+            if target is read:
+                wait(ready.is_set, 3.0, "the reader was not ready")
+        time.sleep(max(begin + SETTLING - time.monotonic(), 0.0))
+        (worker,) = children(agent.pid)
+        pids = {"event loop": agent.pid, "model": worker}
+        before = {name: busy(pid) for name, pid in pids.items()}
+        time.sleep(load.seconds)
+        used = {name: (busy(pid) - before[name]) / load.seconds for name, pid in pids.items()}
+        late, slack, levels = receive.recv()
+    return late, slack, levels, used
+
+
+def measure(loads: list[Load], say: Callable[[Any], None]) -> None:
+    """Measure one load after the other and print the table."""
+    title = "MQTT in to MQTT out, from the intended send time, ms"
+    table = Table(title=title, title_justify="left")
+    heads = (
+        "samples a second",
+        "in a payload",
+        "streams",
+        "answered",
+        "p50",
+        "p99",
+        "p99.9",
+        "in time",
+        "by the model",
+        "event loop",
+        "model",
+    )
+    for head in heads:
+        table.add_column(head, justify="right")
+    for load in loads:
+        late, slack, levels, used = once(load)
+        wanted = load.rate * load.seconds
+        quantiles = np.quantile(1e3 * late, (0.5, 0.99, 0.999)) if len(late) else [np.nan] * 3
+        refined = 1 - levels["mandatory"] / max(len(late), 1)
+        table.add_row(
+            f"{load.rate:,.0f}",
+            str(load.samples),
+            str(load.streams),
+            f"{len(late) / wanted:.1%}",
+            *(f"{q:.1f}" for q in quantiles),
+            f"{np.mean(slack >= 0):.2%}" if len(slack) else "-",
+            f"{refined:.1%}",
+            *(f"{used[name]:.0%}" for name in ("event loop", "model")),
+        )
+    say(table)
