@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptive.controller import MANDATORY, Controller, Estimate
+from adaptive.controller import MANDATORY, Controller, Queued
 from adaptive.feedback import Matches, Pending
 from adaptive.governor import Governor
 from adaptive.sinks import Result
@@ -120,7 +120,7 @@ class Waiting:
     arrival: float  # [s] on the loop's clock
     deadline: float  # [s] on the loop's clock
     due: float  # [s] when the answer must be on its way; what the model gives later is too late
-    mandatory: Estimate
+    queued: Queued  # what the mandatory estimate is made of
     answered: bool = False
     sinks: int = 0  # that have yet to take the answer; negative: it was shed
 

@@ -55,7 +55,7 @@ def latency(
             if rate:
                 time.sleep(1 / rate)
             start = time.perf_counter()
-            estimate = controller.arrive(0, values)
+            estimate = controller.mandatory(controller.arrive(0, values))
             if number >= 0:
                 call = controller.take(number)
                 begin = time.perf_counter()

@@ -1,12 +1,12 @@
-"""Calibration of one stream: surprises to scores, p-values, and alarms at the asked-for rate.
+"""Calibration of one stream: surprises to scores, and alarms at the asked-for rate.
 
-A surprise has parts: how far the newest samples are from the recalled ones at several scales, and
-how far from their own level. Each part is compared with what is usual of it (`adaptive.usual`),
-by level of computation; the part that stands out most is the score. Its rank among the earlier
-ones is the p-value. An alarm is a score above a threshold that moves up with every alarm and down
-with every quiet sample, so that in the long run as many come as were asked for, whatever the
-distribution. Repeats within a rest are one alarm. What an alarm has moved is taken back when an
-operator confirms it, or true alarms would make the next ones rarer.
+What is surprising of a sample has parts: how far the newest samples are from the recalled ones at
+several scales, and how far from their own level. Each part is compared with what is usual of it, by
+level of computation, and the one that stands out most is the score (`adaptive.ranks`). An alarm is
+a score above a threshold that moves up with every alarm and down with every quiet sample, so that
+in the long run as many come as were asked for, whatever the distribution. Repeats within a rest are
+one alarm. What an alarm has moved is taken back when an operator confirms it, or true alarms would
+make the next ones rarer.
 
 Beside it the strength of what the last few samples say together,
 
@@ -24,14 +24,11 @@ References:
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import asinh, exp, inf, isfinite
+from math import asinh, exp, floor, inf, isfinite
 from typing import NamedTuple
 
-from adaptive.usual import Usual
+from adaptive.surprise import BINS_A_UNIT, Surprise
 
-BINS, BINS_A_UNIT = 512, 56  # of the histogram of distances, on their inverse hyperbolic sine
-FORGET_AT = 1 << 16  # counts; then all are halved
-NORMAL = 6400  # [samples] of the running mean of a surprise
 CAP = 10.0  # surprises, relative to their mean, count no more than this in a strength
 RECENT, LIKELIHOOD = 10, 8640  # [samples] of the two means of a strength
 LEAST_MEAN, LEAST_DEVIATION = 0.03, 0.0173  # Lavin & Ahmad's floors, for a mean of ten in [0, 1]
@@ -47,18 +44,6 @@ RANGE_STRENGTH = 8.0
 SOFTNESS = 4.0  # [spreads] of the score
 
 
-class Surprise(NamedTuple):
-    """What a surprise is compared with the earlier ones of its level."""
-
-    relative: float  # the distances alone; 1 is usual
-    above: float  # of the part that stands out most [spreads above its median], as far as believed
-    p_value: float  # share of earlier samples that stood out at least as much, in (0, 1]
-    part: int  # that stands out most; -1: none
-
-
-USUAL = Surprise(1.0, 0.0, 1.0, -1)  # of a sample of which nothing was measured
-
-
 class Verdict(NamedTuple):
     """What calibration says of one sample."""
 
@@ -67,93 +52,6 @@ class Verdict(NamedTuple):
     strength: float  # of the last samples together, in [0, 1); 0 in repeats of a notable one
     alarm: bool
     dismissed: bool  # what would have been an alarm is like a dismissed one
-
-
-class Rank:
-    """What is known of one level's surprises."""
-
-    __slots__ = ("counts", "highest", "mean", "total", "usual")
-
-    def __init__(self) -> None:
-        self.counts = [0.0] * BINS
-        self.total = 0.0
-        self.highest = 0
-        self.mean: list[float] = []
-        self.usual: list[Usual] = []
-
-    def relative(self, distances: Sequence[float]) -> float:
-        """Mean over distances, each divided by its own running mean, then learned.
-
-        1 while a part has never been above 0.
-        """
-        if not self.mean:
-            self.mean = [0.0] * len(distances)
-        rate = max(1.0 / (self.total + 1.0), 1.0 / NORMAL)
-        total = 0.0
-        for i, part in enumerate(distances):
-            mean = self.mean[i]
-            total += part / mean if mean > 0 else 1.0
-            self.mean[i] = mean + rate * (part - mean) if mean > 0 else part
-        return total / len(distances)
-
-    def above(self, parts: Sequence[float]) -> tuple[float, float, int]:
-        """How far the part that stands out most is above its median; negative parts are unknown.
-
-        Returns:
-            As far as it is to be believed yet, and in full; and which part it is, -1 for none.
-        """
-        if not self.usual:
-            self.usual = [Usual() for _ in parts]
-        most, in_full, which = -inf, -inf, -1
-        for i, part in enumerate(parts):
-            if part >= 0:
-                trust, above = self.usual[i].trust, self.usual[i].above(part)
-                if trust * above > most:
-                    most, which = trust * above, i
-                in_full = max(in_full, above)
-        return (most, in_full, which) if which >= 0 else (0.0, 0.0, -1)
-
-    def p_value(self, above: float) -> float:
-        """Rank among the earlier ones, then count this one."""
-        at = min(max(asinh(above) * BINS_A_UNIT + BINS // 2, 0.0), BINS - 1.0)
-        bin_, within = int(at), at - int(at)
-        if bin_ > self.highest or self.total == 0:
-            # Beyond all seen: an exponential tail orders what counting cannot.
-            beyond = exp(-(bin_ - self.highest + within) / BINS_A_UNIT) if self.total else 1.0
-        else:
-            beyond = sum(self.counts[bin_ + 1 : self.highest + 1]) + 1.0
-            beyond += (1 - within) * self.counts[bin_]
-        p = min(beyond / (self.total + 1.0), 1.0)
-        self.counts[bin_] += 1.0
-        self.total += 1.0
-        self.highest = max(self.highest, bin_)
-        if self.total >= FORGET_AT:
-            self.counts = [c / 2 for c in self.counts]
-            self.total = sum(self.counts)
-        return p
-
-    def quantile(self, share: float) -> float:
-        """The distance that a share of the earlier ones exceeded, as its hyperbolic arcsine."""
-        left = share * self.total
-        for bin_ in range(self.highest, -1, -1):
-            left -= self.counts[bin_]
-            if left < 0:
-                return (bin_ + 1 - BINS // 2) / BINS_A_UNIT
-        return 0.0
-
-    def snapshot(self) -> list:
-        """Everything, as plain numbers and lists."""
-        usual = [one.snapshot() for one in self.usual]
-        return [self.total, self.highest, list(self.mean), list(self.counts), usual]
-
-    def restore(self, saved: list) -> None:
-        """Take up where `snapshot` was made."""
-        total, highest, mean, counts, parts = saved
-        self.total, self.highest = float(total), int(highest)
-        self.mean, self.counts = list(mean), list(counts)
-        self.usual = [Usual() for _ in parts]
-        for one, part in zip(self.usual, parts, strict=True):
-            one.restore(part)
 
 
 class Calibration:
@@ -168,7 +66,7 @@ class Calibration:
         """
         self.alarms_per_day = alarms_per_day
         self.rest = rest
-        self.ranks: dict[int, Rank] = {}
+        self.early: list[tuple[int, float]] = []  # level, and how far above, until `BURN_IN`
         self.seen = 0
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.mean, self.square = 0.0, 0.0
@@ -178,22 +76,6 @@ class Calibration:
         self.resting = self.quiet = self.hiding = 0
         self.interval, self.time = 0.0, -inf
         self.counted = False  # whether the newest sample was an alarm, or would have been one
-
-    def rank(self, level: int, parts: Sequence[float], distances: int = 1) -> Surprise:
-        """Put a surprise of a level in relation to the earlier ones of that level.
-
-        Args:
-            level: Index of the level; -1 is the mandatory answer.
-            parts: At least 0, each in a unit of its own; negative where unknown.
-            distances: How many of the first parts are distances to what was to be expected.
-
-        Returns:
-            The surprise, compared.
-        """
-        rank = self.ranks.get(level) or self.ranks.setdefault(level, Rank())
-        relative = rank.relative([max(part, 0.0) for part in parts[:distances]])
-        above, in_full, part = rank.above(parts)
-        return Surprise(relative, above, rank.p_value(in_full), part)
 
     def judge(
         self,
@@ -209,7 +91,7 @@ class Calibration:
             time: Of the sample [s].
             values: Of the sample, NaN where missing.
             level: Index of the level that gave the surprise.
-            surprise: From `rank`.
+            surprise: How it compares with the earlier ones of that level.
             dismissed: Asked of what would be an alarm: whether an operator has dismissed the like.
                 It is not raised then, but counts as one, or weaker ones would come in its place.
         """
@@ -222,6 +104,8 @@ class Calibration:
         self.seen += 1
         strength = max(self._likelihood(surprise.relative), self._range(values))
         score = 1.0 / (1.0 + exp(-surprise.above / SOFTNESS))
+        if self.seen <= BURN_IN:
+            self.early.append((level, surprise.in_full))
         alarm, known = self._alarm(level, surprise.above, dismissed)
         return Verdict(score, surprise.p_value, self._shown(strength), alarm, known)
 
@@ -259,10 +143,13 @@ class Calibration:
         """Whether it is an alarm, and whether it would be one, had it not been dismissed."""
         self.counted = False
         asked = self.alarms_per_day * self.interval / 86400.0  # of the samples
-        if self.seen == BURN_IN and level in self.ranks:
-            rank = self.ranks[level]
-            if 2 * rank.total >= BURN_IN:  # of a few samples the quantile says nothing
-                self.threshold = min(self.threshold, rank.quantile(asked))
+        if self.seen == BURN_IN:
+            same = sorted((x for of, x in self.early if of == level), reverse=True)
+            if 2 * len(same) >= BURN_IN:  # of a few samples the quantile says nothing
+                more = int(asked * len(same))  # that may be above it
+                first = floor(asinh(same[more]) * BINS_A_UNIT) + 1 if more < len(same) else 0
+                self.threshold = min(self.threshold, first / BINS_A_UNIT)
+            self.early = []
         if self.seen <= BURN_IN or not self.alarms_per_day:
             return False, False
         if self.resting:
@@ -293,10 +180,9 @@ class Calibration:
 
     def snapshot(self) -> dict[str, object]:
         """Everything that outlives a restart, as plain numbers and lists."""
-        ranks = {str(level): rank.snapshot() for level, rank in self.ranks.items()}
         numbers = (self.seen, self.mean, self.square, self.threshold, self.resting, self.hiding)
         return {
-            "ranks": ranks,
+            "early": [list(one) for one in self.early],
             "recent": list(self.recent),
             "numbers": [*numbers, self.quiet, self.interval, self.time if self.seen else 0.0],
             # JSON knows no infinity: a channel that was never seen has no range.
@@ -306,8 +192,7 @@ class Calibration:
 
     def restore(self, saved: dict) -> None:
         """Take up where `snapshot` was made."""
-        for level, rank in saved["ranks"].items():
-            self.ranks.setdefault(int(level), Rank()).restore(rank)
+        self.early = [(level, above) for level, above in saved["early"]]
         self.recent = deque(saved["recent"], maxlen=RECENT)
         seen, self.mean, self.square, self.threshold, resting, hiding = saved["numbers"][:6]
         quiet, self.interval, newest = saved["numbers"][6:]

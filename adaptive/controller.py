@@ -1,10 +1,10 @@
 """A bank of streams: samples in, answers out, with the model's engine between.
 
-A sample is answered in up to three calls. `arrive` gives the mandatory estimate at once, without
-JAX, and queues the sample for the model. `refine` takes the oldest queued samples through the
-model, many in one compiled call, at the level that the governor picked; samples that were answered
-in the meantime still enter the memory. `settle` turns the estimate that is to be published into
-the answer, with its alarm. `learn` is the gradient step, for when there is time.
+A sample is answered in up to three calls. `arrive` queues it for the model; from then on
+`mandatory` gives an estimate of it without JAX. `refine` takes the oldest queued samples through
+the model, many in one compiled call, at the level that the governor picked; samples that were
+answered in the meantime still enter the memory. `settle` turns the estimate that is to be published
+into the answer, with its alarm. `learn` is the gradient step, for when there is time.
 """
 
 # pyright: reportIncompatibleMethodOverride=false
@@ -14,31 +14,33 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, prod
+from math import isfinite, nan, prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from adaptive import event, mandatory
-from adaptive.calibration import USUAL, Calibration, Surprise
+from adaptive.calibration import Calibration
 from adaptive.dismissal import Dismissals
 from adaptive.mandatory import Mandatory
 from adaptive.settings import BLOCK, Alarms, Model, empty_block
+from adaptive.surprise import Rank, Surprise
 
 if TYPE_CHECKING:
     from adaptive.engine import Engine
     from adaptive.isolation import Remote
 
 MANDATORY = mandatory.LEVEL
+KEPT = "mandatory", "head", "dismissals"  # of a member, as arrays
 LARGEST = 1e18  # a centred value is cut there, or its square would leave float32
-DISTANCES = 3  # of the parts of what is strange: those at the scales of recall, sample by sample
-CAUSES = (  # of an answer being strange, in the order of the parts
+CAUSES = (  # of an answer being strange, in the order of its parts
     *(f"unlike any {samples} samples remembered" for samples in (3, 12, 48, 12, 48, 192)),
     "seldom seen",
     "far from its usual level",
 )
-JUMP, UNFORESEEN = "a jump", "unlike what was foreseen"
+WITHOUT_RECALL = ("unlike what was foreseen", CAUSES[-1])
+JUMP = "a jump"
 
 
 class Explanation(NamedTuple):
@@ -85,6 +87,9 @@ class Queued(NamedTuple):
     values: list[float]  # centred; 0 where missing
     seen: list[bool]  # whether measured
     anchor: list[float]  # what was taken off; 0 where nothing was ever seen
+    surprise: Surprise  # without the model
+    last: list[float]  # values that are known; NaN before the first
+    deviation: list[float]  # running mean square of their differences
 
 
 class Call(NamedTuple):
@@ -100,10 +105,11 @@ class Member:
     """What is kept of one stream of the bank outside of JAX."""
 
     mandatory: Mandatory
+    rank: Rank  # of the mandatory estimate's surprise
     calibration: Calibration
     head: event.Head
     dismissals: Dismissals
-    ahead: Float[np.ndarray, " channels"]  # what was foreseen of the next sample
+    ahead: list[float]  # what was foreseen of the next sample
 
 
 class Controller:
@@ -140,10 +146,11 @@ class Controller:
         self.members = [
             Member(
                 Mandatory(channels),
+                Rank(),
                 Calibration(one.alarms_per_day, one.rest_samples),
                 event.Head(s.feedback_samples, channels),
                 Dismissals(s.feedback_samples, channels),
-                np.full(channels, np.nan),
+                [nan] * channels,
             )
             for one in wanted
         ]
@@ -167,33 +174,44 @@ class Controller:
         stream: int,
         values: Float[np.ndarray, " channels"],
         filled: Bool[np.ndarray, " channels"] | None = None,
-    ) -> Estimate:
-        """Queue a sample for the model and give the mandatory estimate: persistence and its error.
+    ) -> Queued:
+        """Queue a sample for the model.
 
         Args:
             stream: Which stream.
             values: [channels], in the stream's units; NaN is a missing value.
             filled: Which values were filled in and count as not measured.
+
+        Returns:
+            What `mandatory` makes an estimate of, if it is wanted.
         """
         member = self.members[stream]
-        plain = values.tolist()
+        known, plain = member.mandatory, values.tolist()
         measured = [isfinite(x) for x in plain]
         if filled is not None:
             measured = [m and not f for m, f in zip(measured, filled.tolist(), strict=True)]
-        surprise = member.mandatory.observe(plain, measured)
-        compared = member.calibration.rank(MANDATORY, (surprise,))
+        surprise = member.rank.rank(known.observe(plain, measured))
         # As known now: a later sample of the same call may be the first of its channel.
-        anchor = member.mandatory.anchor
+        anchor = known.anchor
         centred = [
             min(max(x - a, -LARGEST), LARGEST) if isfinite(x) else 0.0
             for x, a in zip(plain, anchor, strict=True)
         ]
-        index = member.mandatory.count - 1
-        self.queue.append(Queued(stream, index, centred, measured, anchor))
-        ahead = np.array([member.mandatory.last] * self.horizon, np.float32)
-        # The error of persistence grows like that of a random walk.
-        spread = np.sqrt(np.array(member.mandatory.deviation, np.float32) * self._growth)
-        return Estimate(stream, index, MANDATORY, compared, JUMP, ahead, spread, None, None)
+        now = known.last[:], known.deviation[:]
+        queued = Queued(stream, known.count - 1, centred, measured, anchor, surprise, *now)
+        self.queue.append(queued)
+        return queued
+
+    def mandatory(self, queued: Queued) -> Estimate:
+        """Give the estimate without the model: persistence, whose error grows as a random walk's.
+
+        Args:
+            queued: What `arrive` returned.
+        """
+        ahead = np.array([queued.last] * self.horizon, np.float32)
+        spread = np.sqrt(np.array(queued.deviation, np.float32) * self._growth)
+        about = queued.surprise, JUMP, ahead, spread, None, None
+        return Estimate(queued.stream, queued.index, MANDATORY, *about)
 
     def refine(self, level: int, batch: int = BLOCK) -> list[Estimate]:
         """Take the oldest queued samples through the model: `take`, `engine.run`, `finish`.
@@ -212,60 +230,48 @@ class Controller:
         """Take the oldest queued samples off the queue, for one compiled call."""
         samples = [self.queue.popleft() for _ in range(min(batch, BLOCK, len(self.queue)))]
         block = empty_block(self.channels)
-        for k, sample in enumerate(samples):
-            block[k] = (sample.stream, *sample.values, *sample.seen)
+        if samples:
+            block[: len(samples)] = [(one.stream, *one.values, *one.seen) for one in samples]
         return Call(level, samples, block)
 
     def finish(self, call: Call, packed: Float[np.ndarray, "samples outputs"]) -> list[Estimate]:
         """Make an estimate of each row that the program gave."""
-        out = self._unpack(packed)
-        return [self._estimate(call.level, one, out, k) for k, one in enumerate(call.samples)]
+        out = {name: packed[:, place].reshape(shape) for name, place, shape in self._places}
+        lags = out["lag"].astype(np.int32)
+        causes = CAUSES if self.levels[call.level].memory_samples else WITHOUT_RECALL
+        anchors = np.array([one.anchor for one in call.samples])[:, None]
+        forecasts = (out["forecast"] + anchors).astype(np.float32)
+        estimates = []
+        for k, (one, compared) in enumerate(
+            zip(call.samples, out["surprise"].tolist(), strict=True)
+        ):
+            self.due[one.stream] += 1
+            part = int(compared[-1])
+            surprise = Surprise(*compared[:-1], part)
+            cause = causes[part] if part >= 0 else ""
+            rest = (out[name][k] for name in Explanation._fields[1:])
+            about = forecasts[k], out["spread"][k], Explanation(lags[k], *rest), out["loss"][k]
+            estimates.append(Estimate(one.stream, one.index, call.level, surprise, cause, *about))
+        return estimates
 
     def skip(self) -> None:
         """Leave the oldest queued sample out of the model's memory."""
         self.queue.popleft()
 
-    def _unpack(self, packed: Float[np.ndarray, "samples outputs"]) -> dict[str, np.ndarray]:
-        """The fields of `model.Output`, each with a row for every sample."""
-        parts = {name: packed[:, place].reshape(shape) for name, place, shape in self._places}
-        return parts | {"lag": parts["lag"].astype(np.int32)}
-
-    def _estimate(self, level: int, sample: Queued, out: dict[str, np.ndarray], k: int) -> Estimate:
-        member = self.members[sample.stream]
-        self.due[sample.stream] += 1
-        parts, distances, causes = out["strange"][k].tolist(), DISTANCES, CAUSES
-        if not self.levels[level].memory_samples:
-            # Recall is the better judge by far; the trunk's error stands in where it is off.
-            parts, distances = [float(out["error"][k]), parts[-1]], 1
-            causes = (UNFORESEEN, CAUSES[-1])
-        surprise = USUAL  # where nothing was measured nothing is strange
-        if any(sample.seen):
-            surprise = member.calibration.rank(level, parts, distances)
-        return Estimate(
-            sample.stream,
-            sample.index,
-            level,
-            surprise,
-            causes[surprise.part] if surprise.part >= 0 else "",
-            (out["forecast"][k] + sample.anchor).astype(np.float32),
-            out["spread"][k],
-            Explanation(*(out[name][k] for name in Explanation._fields)),
-            out["loss"][k],
-        )
-
     def settle(
         self, estimate: Estimate, time: float, values: Float[np.ndarray, " channels"]
     ) -> Answer:
         """Decide about the alarm; once for each sample, in the order of the stream."""
-        member = self.members[estimate.stream]
-        member.dismissals.observe(estimate.index, values - member.ahead)
-        member.ahead = estimate.forecast[0]
+        member, plain = self.members[estimate.stream], values.tolist()
+        left = [x - ahead for x, ahead in zip(plain, member.ahead, strict=True)]
+        member.dismissals.observe(estimate.index, left)
+        member.ahead = estimate.forecast[0].tolist()
         verdict = member.calibration.judge(
-            time, values.tolist(), estimate.level, estimate.surprise, member.dismissals.known
+            time, plain, estimate.level, estimate.surprise, member.dismissals.known
         )
         if member.calibration.counted:
             member.calibration.confirm(member.dismissals.count_alarm())
-        centred = values - member.mandatory.anchor
+        centred = [x - anchor for x, anchor in zip(plain, member.mandatory.anchor, strict=True)]
         probability = member.head.observe(estimate.index, centred, estimate.surprise.above)
         return Answer(estimate, *verdict, probability)
 
@@ -313,15 +319,14 @@ class Controller:
         arrays = self.engine.arrays()
         plain = []
         for i, member in enumerate(self.members):
-            for name in ("first", "last", "deviation"):
-                arrays[f"member.{i}.{name}"] = np.array(getattr(member.mandatory, name))
-            for kind in ("head", "dismissals"):
+            for kind in KEPT:
                 for name, array in getattr(member, kind).snapshot().items():
                     arrays[f"member.{i}.{kind}.{name}"] = np.array(array)
             arrays[f"member.{i}.ahead"] = np.array(member.ahead)
             plain.append(
                 {
                     "count": member.mandatory.count,
+                    "rank": member.rank.snapshot(),
                     "calibration": member.calibration.snapshot(),
                 }
             )
@@ -331,15 +336,15 @@ class Controller:
         """Take up where `snapshot` was made; samples that were queued then are not in it."""
         self.engine.load({k: a for k, a in arrays.items() if not k.startswith("member.")})
         for i, (member, saved) in enumerate(zip(self.members, header["members"], strict=True)):
-            member.mandatory.count = saved["count"]
-            for name in ("first", "last", "deviation"):
-                setattr(member.mandatory, name, arrays[f"member.{i}.{name}"].tolist())
-            for kind in ("head", "dismissals"):
-                start = f"member.{i}.{kind}."
-                named = (
-                    (n.removeprefix(start), a) for n, a in arrays.items() if n.startswith(start)
-                )
-                getattr(member, kind).restore(dict(named))
-            member.ahead = arrays[f"member.{i}.ahead"]
+
+            def of(kind: str, start: str = f"member.{i}.") -> dict[str, np.ndarray]:
+                start = f"{start}{kind}."
+                return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}
+
+            member.mandatory.restore(of("mandatory"), saved["count"])
+            member.head.restore(of("head"))
+            member.dismissals.restore(of("dismissals"))
+            member.ahead = arrays[f"member.{i}.ahead"].tolist()
+            member.rank.restore(saved["rank"])
             member.calibration.restore(saved["calibration"])
         self.due = list(header["due"])

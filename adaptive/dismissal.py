@@ -11,6 +11,9 @@ like a dismissed pattern and goes on otherwise is raised when it parts from it; 
 to a confirmed one is raised at once.
 """
 
+from collections.abc import Sequence
+from math import isfinite, sqrt
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -38,7 +41,7 @@ class Dismissals:
         """
         length = memory + LENGTH + FOLLOW + NEAR
         self.left = np.zeros((length, channels), np.float32)  # ring, in usual errors
-        self.square = np.zeros(channels)  # mean square of what forecasts leave
+        self.square = [0.0] * channels  # mean square of what forecasts leave
         self.count = 0
         # By the first row of an incident, the quiet ones too: 1 << label of its answers, how many
         # of its alarms count, and 1 while they are left out as confirmed.
@@ -47,14 +50,16 @@ class Dismissals:
         self.kept = max(min(KEPT, LARGEST // channels), 4)
         self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels), np.float32) for _ in (0, 1)]
 
-    def observe(self, index: int, left: Float[np.ndarray, " channels"]) -> None:
+    def observe(self, index: int, left: Sequence[float]) -> None:
         """Take in what the forecast of a sample left, NaN where nothing was measured."""
-        left = np.where(np.isfinite(left), left, 0.0)
-        usual = np.sqrt(self.square) + 1e-300
-        most = CUT * usual
-        cut = np.minimum(np.maximum(left, -most), most) if index > BURN_IN else left
-        self.square += max(1.0 / (index + 1), 1.0 / SLOW) * (cut * cut - self.square)
-        self.left[index % len(self.left)] = cut / usual if index > BURN_IN else 0.0
+        row, rate = [], max(1.0 / (index + 1), 1.0 / SLOW)
+        for c, x in enumerate(left):  # in plain Python, which beats NumPy for a few channels
+            x, usual = x if isfinite(x) else 0.0, sqrt(self.square[c]) + 1e-300
+            if index > BURN_IN:
+                x = min(max(x, -CUT * usual), CUT * usual)
+            self.square[c] += rate * (x * x - self.square[c])
+            row.append(x / usual)
+        self.left[index % len(self.left)] = row if index > BURN_IN else 0.0
         self.count = index + 1
         if self.waiting and self.waiting[0][0] + FOLLOW < self.count:
             row, label = self.waiting.pop(0)
@@ -119,7 +124,7 @@ class Dismissals:
         """Everything that outlives a restart, as arrays."""
         return {
             "left": self.left,
-            "square": self.square,
+            "square": np.array(self.square),
             "count": np.array(self.count),
             "alarms": np.array(
                 [(row, *known) for row, known in self.alarms.items()], np.int64
@@ -131,7 +136,7 @@ class Dismissals:
 
     def restore(self, saved: dict[str, np.ndarray]) -> None:
         """Take up where `snapshot` was made."""
-        self.left, self.square = np.array(saved["left"]), np.array(saved["square"])
+        self.left, self.square = np.array(saved["left"]), saved["square"].tolist()
         self.count = int(saved["count"])
         self.alarms = {row: (a, raised, out) for row, a, raised, out in saved["alarms"].tolist()}
         self.waiting = [(int(row), int(label)) for row, label in saved["waiting"]]

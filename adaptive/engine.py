@@ -14,11 +14,11 @@ import numpy as np
 from jax.stages import Lowered
 from jaxtyping import Float
 
-from adaptive import analogues, model, programs, runtime
+from adaptive import model, programs, runtime
 from adaptive.explain import Effects
 from adaptive.model import Shape
 from adaptive.programs import Programs
-from adaptive.settings import EXPERTS, KINDS, Level, Model
+from adaptive.settings import Level, Model
 from adaptive.store import Layout
 
 ORIGINS = 32  # moments that one gradient step learns from
@@ -50,6 +50,7 @@ class Engine:
             s.decoder,
             s.int8,
             s.replay_moments,
+            len(s.ladder()),
         )
         self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
         bank = partial(model.bank, shape=self.shape, streams=streams)
@@ -67,20 +68,8 @@ class Engine:
         return jax.tree.map(np.array, self.layout.unpack(store))
 
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of what a program gives of each sample, in their order: `model.Output`."""
-        channels, horizon = self.shape.channels, self.shape.horizon
-        return {
-            "forecast": (horizon, channels),
-            "spread": (horizon, channels),
-            "strange": (model.STRANGE,),
-            "error": (),
-            "lag": (analogues.SHOWN,),
-            "weight": (analogues.SHOWN,),
-            "channel": (channels,),
-            "expert": (len(EXPERTS),),
-            "gain": (2,),
-            "loss": (len(KINDS),),
-        }
+        """As `programs.outputs`."""
+        return programs.outputs(self.shape)
 
     def warm_up(self, levels: Sequence[int] | None = None, learning: bool = True) -> Iterator[str]:
         """Compile all that will ever run; nothing compiles afterwards.

@@ -22,7 +22,8 @@ References:
     each other: the first label of a kind has only strangers around it.
 """
 
-from math import exp, nan
+from collections.abc import Sequence
+from math import exp, isfinite, nan
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -75,7 +76,7 @@ class Head:
         self.weights = prior()
         self.probability = nan
 
-    def observe(self, index: int, values: Float[np.ndarray, " channels"], above: float) -> float:
+    def observe(self, index: int, values: Sequence[float], above: float) -> float:
         """Take in a sample; return the probability of an event, NaN before the first label.
 
         Args:
@@ -84,11 +85,14 @@ class Head:
             above: How strange it is.
         """
         length = len(self.values)
-        held = self.values[(self.count - 1) % length].copy()
-        for missing in range(max(self.count, index - length), index):
-            self._put(missing, held, 0.0)
-        at = index % length
-        self._put(index, np.where(np.isfinite(values), values, self.values[at - 1]), above)
+        if index > self.count:
+            held = self.values[(self.count - 1) % length].tolist()
+            for missing in range(max(self.count, index - length), index):
+                self._put(missing, held, 0.0)
+        if not all(map(isfinite, values)):
+            held = self.values[(index - 1) % length].tolist()
+            values = [x if isfinite(x) else h for x, h in zip(values, held, strict=True)]
+        self._put(index, values, above)
         oldest = self.count - length + LENGTHS[-1]
         while self.waiting and (moment := self.waiting[0][0]) + LOOK < self.count:
             self._learn(*self.waiting.pop(0))
@@ -100,7 +104,7 @@ class Head:
             self.probability = sigmoid(float(found @ self.weights))
         return self.probability
 
-    def _put(self, index: int, values: Float[np.ndarray, " channels"], above: float) -> None:
+    def _put(self, index: int, values: Sequence[float], above: float) -> None:
         at = index % len(self.values)
         self.values[at], self.above[at] = values, above
         self.count = index + 1

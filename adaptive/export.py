@@ -45,21 +45,21 @@ def save(engine: Engine, level: int, folder: Path) -> tuple[Path, Path]:
     Raises:
         ImportError: The extra `export` is not installed.
     """
-    chosen, layout = engine.programs.levels[level], engine.layout
+    levels, layout = engine.programs.levels, engine.layout
     paths, form = jax.tree_util.tree_flatten_with_path((engine.params, None, engine.bank))
     names = [jax.tree_util.keystr(path) for path, _ in paths]
 
     def program(state, block):
         params, _, bank = jax.tree.unflatten(form, [state[name] for name in names])
         store = layout.pack(bank)
-        store, packed = run(params, store, block, level=chosen, layout=layout)
+        store, packed = run(params, store, block, levels=levels, number=level, layout=layout)
         leaves = jax.tree_util.tree_leaves_with_path((None, None, layout.unpack(store)))
         return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, packed
 
     state = state_of(engine)
     made = exported(jax.jit(program))(state, engine.programs.no_block())
     folder.mkdir(parents=True, exist_ok=True)
-    files = folder / PROGRAM.format(level=chosen.name), folder / STATE
+    files = folder / PROGRAM.format(level=levels[level].name), folder / STATE
     files[0].write_bytes(made.serialize())
     save_file(state, files[1], {"outputs": json.dumps(engine.outputs())})
     return files

@@ -154,7 +154,8 @@ def send(port: int, load: Load, begin: float) -> None:
         if chunk:
             line.sendall(b"".join(chunk))
             sent = due
-            if load.qos:  # nobody waits for the acknowledgements, but the broker must be rid of them
+            if load.qos:
+                # Nobody waits for the acknowledgements, but the broker must be rid of them.
                 with contextlib.suppress(BlockingIOError):
                     line.recv(1 << 20, socket.MSG_DONTWAIT)
         time.sleep(max(begin + sent * load.gap - time.monotonic(), LEAST_PAUSE))
@@ -294,12 +295,12 @@ def once(load: Load) -> tuple[np.ndarray, np.ndarray, Counter, dict[str, float]]
         ready, (receive, result) = spawn.Event(), spawn.Pipe(duplex=False)
         begin = time.monotonic() + 3.0  # imports take a second
         until = begin + SETTLING + load.seconds + 2.0
-        for target, args in ((read, (port, load, until, ready, result)), (send, (port, load, begin))):
-            child = spawn.Process(target=target, args=args, daemon=True)
+        reader = spawn.Process(target=read, args=(port, load, until, ready, result))
+        sensors = spawn.Process(target=send, args=(port, load, begin))
+        for child in (reader, sensors):
             child.start()
             stack.callback(child.kill)
-            if target is read:
-                wait(ready.is_set, 3.0, "the reader was not ready")
+        wait(ready.is_set, 10.0, "the reader was not ready")
         time.sleep(max(begin + SETTLING - time.monotonic(), 0.0))
         (worker,) = children(agent.pid)
         pids = {"event loop": agent.pid, "model": worker}

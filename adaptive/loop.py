@@ -197,21 +197,21 @@ class Loop:
     def _queue(self, track: Track, sample: Sample, origin: Origin, now: float) -> None:
         bank = track.bank
         track.rate.add(now)
-        mandatory = bank.controller.arrive(track.number, sample.values, sample.filled)
+        queued = bank.controller.arrive(track.number, sample.values, sample.filled)
         deadline, due = now + track.deadline, now + self._patience(track.deadline)
-        waiting = Waiting(track, sample, origin, now, deadline, due, mandatory)
+        waiting = Waiting(track, sample, origin, now, deadline, due, queued)
         bank.add(waiting)
         if (
             not self.ready.is_set() or bank.hope < HOPE
         ):  # waiting would be in vain, and makes answers late
-            self._publish(waiting, mandatory, now)
+            self._publish(waiting, None, now)
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         else:
             self._watch()
         if len(bank.queue) > QUEUE:
             skipped = bank.queue.popleft()
             bank.controller.skip()
-            self._publish(skipped, skipped.mandatory, now)
+            self._publish(skipped, None, now)
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Loop:
         level, batch = decision.level, decision.batch
         if head and (level == MANDATORY or decision.probe):
             # What its time allows is there already; the model sees the sample all the same.
-            self._publish(head, head.mandatory, before)
+            self._publish(head, None, before)
         if level == MANDATORY:
             level, batch = 0, len(bank.queue)
         call = bank.controller.take(level, batch)
@@ -283,17 +283,24 @@ class Loop:
             self._timer = None
         for bank in self.banks:
             while (head := bank.head()) and head.due <= now:
-                self._publish(head, head.mandatory, now)
+                self._publish(head, None, now)
         self._watch()
 
-    def _publish(self, waiting: Waiting, estimate: Estimate, now: float) -> None:
-        """Settle an answer and hand it to the sinks, unless the sample has one."""
+    def _publish(self, waiting: Waiting, estimate: Estimate | None, now: float) -> None:
+        """Settle an answer and hand it to the sinks, unless the sample has one.
+
+        Args:
+            waiting: The sample.
+            estimate: The model's; None for the mandatory one.
+            now: [s].
+        """
         if waiting.answered:
             return
         waiting.answered = True
         track, sample = waiting.track, waiting.sample
         track.bank.unanswered -= 1
         controller = track.bank.controller
+        estimate = estimate or controller.mandatory(waiting.queued)
         answer = controller.settle(estimate, sample.time, sample.values)
         track.seen(estimate.index, sample.time)
         track.level = estimate.level

@@ -24,6 +24,7 @@ from adaptive import (
     experts,
     glitch,
     moments,
+    ranks,
     recall,
     ring,
     seasons,
@@ -31,7 +32,8 @@ from adaptive import (
 from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level
 
 TRUNK, RECALL, SERVED = (KINDS.index(kind) for kind in ("trunk", "recall", "served"))
-STRANGE = 2 * len(recall.SCALES) + 2  # distances at two rates, rareness, departure of the level
+DISTANCES = len(recall.SCALES)  # sample by sample, and of means
+STRANGE = 2 * DISTANCES + 2  # ways: these, rareness, departure of the level
 SLOPES = analogues.PARAMETERS  # whose slopes are kept
 LEAST_ERROR = 1e-3  # [standard deviations] that is usual of a step
 
@@ -51,6 +53,7 @@ class Shape(NamedTuple):
     decoder: bool = False  # a query for each step ahead
     int8: bool = False  # the encoder's weights are rounded to eight bits
     replayed: int = 0  # older moments that one gradient step learns from
+    levels: int = 1  # of computation
 
 
 class Params(NamedTuple):
@@ -83,6 +86,7 @@ class State(NamedTuple):
     loss: Float[Array, "kinds horizon channels"]  # discounted squared error [variances]
     corrections: corrections.State
     slope: Float[Array, " slopes"]  # of recall's loss, summed since the last gradient step
+    ranks: ranks.State  # of what was strange, by level
 
 
 class Output(NamedTuple):
@@ -146,6 +150,7 @@ def init(params: Params, shape: Shape) -> State:
         loss=jnp.zeros((len(KINDS), horizon, channels), jnp.float32),
         corrections=corrections.init(horizon),
         slope=jnp.zeros(SLOPES, jnp.float32),
+        ranks=ranks.init(shape.levels, STRANGE, DISTANCES),
     )
 
 
@@ -327,9 +332,8 @@ def step(
     inputs = tokens(sound, left[0], usual.mean, scale)
     cache, token = attention.write(params.encoder, state.cache, count, inputs)
 
-    seasonal, profiles = (
-        seasons.ahead(r, count, season.lag, horizon) for r in (all_sound, season.profiles)
-    )
+    rings = all_sound, season.profiles
+    seasonal, profiles = (seasons.ahead(r, count, season.lag, horizon) for r in rings)
     # Before a season has passed its profiles are of another one.
     profiles = jnp.where(season.since < season.lag, seasonal[:, None], profiles)
     ahead = experts.forecast(trunk, recent, seasonal, profiles)
@@ -343,10 +347,9 @@ def step(
         followed(state, count, past[1:], past_believed[1:], scale),
     )
 
-    zeros = jnp.zeros((1 + SLOPES, horizon, channels), jnp.float32)
-    by_recall = zeros
+    zeros = by_recall = jnp.zeros((1 + SLOPES, horizon, channels), jnp.float32)
     lag, weight = jnp.zeros(analogues.SHOWN, jnp.int32), jnp.zeros(analogues.SHOWN, jnp.float32)
-    strange, channel = jnp.full(len(recall.SCALES), -1.0), jnp.zeros(channels, jnp.float32)
+    strange, channel = jnp.full(DISTANCES, -1.0), jnp.zeros(channels, jnp.float32)
     if lags:
         far, strange, near, channel = looked_up(far, count, values, deviation, lags)
         among = analogues.candidates(memory, count, season.lag, near.ravel(), lags)
@@ -393,6 +396,5 @@ def step(
     loss = jnp.mean(state.loss, axis=(1, 2))
     off = moments.departure(newest_level, mean, deviation, count)
     strange = jnp.concatenate((strange, means.strange, off[None]))
-    gain = jnp.mean(corrections.counted(state.corrections), axis=0)
-    spoke = jnp.mean(trust, axis=(1, 2)), gain
+    spoke = jnp.mean(trust, axis=(1, 2)), jnp.mean(corrections.counted(state.corrections), axis=0)
     return state, Output(answers[-1], spread, strange, error, lag, weight, channel, *spoke, loss)

@@ -150,7 +150,7 @@ def governed(
         if pace:
             pace(row)
         start = clock.perf_counter()
-        mandatory = controller.arrive(0, x)
+        mandatory = controller.mandatory(controller.arrive(0, x))
         chosen, probe = level, False
         if chosen is None:
             slack = deadline - (clock.perf_counter() - start)

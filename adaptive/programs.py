@@ -14,11 +14,15 @@ from jax.flatten_util import ravel_pytree
 from jax.stages import Compiled
 from jaxtyping import Array, Float
 
-from adaptive import learner, model, runtime
+from adaptive import analogues, learner, model, ranks, runtime
 from adaptive.explain import effects
 from adaptive.model import Shape
-from adaptive.settings import BLOCK, Level, empty_block
+from adaptive.settings import BLOCK, EXPERTS, KINDS, Level, empty_block
 from adaptive.store import Layout
+from adaptive.surprise import USUAL
+
+# What a call gives of `model.Output`, behind the surprise that is made of the rest.
+FIELDS = "forecast", "spread", "lag", "weight", "channel", "expert", "gain", "loss"
 
 
 def start(params, *, shape, streams, layout):
@@ -26,7 +30,7 @@ def start(params, *, shape, streams, layout):
     return learner.init(params, shape), layout.pack(model.bank(params, shape, streams))
 
 
-def run(params, store, block, *, level, layout):
+def run(params, store, block, *, levels, number, layout):
     """Take up to `BLOCK` samples of any streams of a bank through the model, in order.
 
     Inputs and outputs are packed into one array each: every array of a call costs microseconds.
@@ -36,18 +40,21 @@ def run(params, store, block, *, level, layout):
         store: All streams; donated, and changed in place.
         block: [BLOCK, 1 + 2 channels] float32: the stream, the centred values, and 1 where they
             were measured. After the last sample the stream is -1.
-        level: Static.
+        levels: All, static.
+        number: Of the one to compute, static.
         layout: Of the store, static.
 
     Returns:
-        The store, and [BLOCK, outputs], the fields of `model.Output` side by side.
+        The store, and [BLOCK, outputs]: what `outputs` names, side by side.
     """
     channels, count = (block.shape[1] - 1) // 2, jnp.sum(block[:, 0] >= 0)
 
     def step(state, row):
         x, seen = row[1 : 1 + channels], row[1 + channels :]
-        state, out = model.step(params, state, x, seen, level)
-        return state, jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in out])
+        state, out = model.step(params, state, x, seen, levels[number])
+        state, compared = surprise(state, out, levels, number, seen)
+        fields = compared, *(getattr(out, name) for name in FIELDS)
+        return state, jnp.concatenate([jnp.ravel(a).astype(jnp.float32) for a in fields])
 
     def one(k, carry):
         store, outputs = carry
@@ -64,6 +71,38 @@ def run(params, store, block, *, level, layout):
     state = jax.eval_shape(layout.of_stream, store, jnp.int32(0))
     width = jax.eval_shape(step, state, block[0])[1].shape[0]
     return lax.fori_loop(0, count, one, (store, jnp.zeros((BLOCK, width), jnp.float32)))
+
+
+def surprise(state, out, levels, number, seen):
+    """Compare what a sample's answer finds strange with the earlier ones of its level."""
+    parts, distances = out.strange, model.DISTANCES
+    if not levels[number].memory_samples:
+        # Recall is the better judge by far; the trunk's error stands in where it is off.
+        parts, distances = jnp.stack((out.error, out.strange[-1])), 1
+
+    def rank(_, carry):
+        return ranks.rank(carry[0], number, parts, distances)
+
+    # Where nothing was measured nothing is strange.
+    start = state.ranks, jnp.asarray(USUAL, jnp.float32)
+    known, compared = lax.fori_loop(0, jnp.max(seen).astype(jnp.int32), rank, start)
+    return state._replace(ranks=known), compared
+
+
+def outputs(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of what `run` gives of each sample, in their order."""
+    channels, horizon = shape.channels, shape.horizon
+    shapes = {
+        "forecast": (horizon, channels),
+        "spread": (horizon, channels),
+        "lag": (analogues.SHOWN,),
+        "weight": (analogues.SHOWN,),
+        "channel": (channels,),
+        "expert": (len(EXPERTS),),
+        "gain": (2,),
+        "loss": (len(KINDS),),
+    }
+    return {"surprise": (len(USUAL),)} | {name: shapes[name] for name in FIELDS}
 
 
 def learn(params, learned, store, stream, *, shape, objective, layout):
@@ -131,8 +170,9 @@ class Programs:
         numbers, unflat = ravel_pytree(params)
         for i in levels:
 
-            def program(numbers: Any, *args: Any, level: Level = self.levels[i]) -> Any:
-                return run(unflat(numbers), *args, level=level, layout=self.layout)
+            def program(numbers: Any, *args: Any, number: int = i) -> Any:
+                levels, layout = self.levels, self.layout
+                return run(unflat(numbers), *args, levels=levels, number=number, layout=layout)
 
             jitted = jax.jit(runtime.one_kernel(program), donate_argnums=1)
             lowered = jitted.lower(numbers, store, self.no_block())

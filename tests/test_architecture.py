@@ -16,7 +16,13 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 # These measure how long something took: the costs of compiled programs, the latency of a replay,
 # what the command line tells of itself. When something is due, only the event loop knows.
-MEASURES = {"adaptive.bench", "adaptive.programs", "adaptive.prequential", "adaptive.commands"}
+MEASURES = {
+    "adaptive.bench",
+    "adaptive.ingest",
+    "adaptive.programs",
+    "adaptive.prequential",
+    "adaptive.commands",
+}
 
 each = pytest.mark.parametrize("name", MODULES)
 

@@ -73,7 +73,7 @@ def test_the_mandatory_estimate_is_the_difference_to_the_last_value_in_usual_one
     last, square = np.full(CHANNELS, np.nan), np.zeros(CHANNELS)
     mean = 0.0
     for n, x in enumerate(values):
-        estimate = controller.arrive(0, x, filled[n])
+        estimate = controller.mandatory(controller.arrive(0, x, filled[n]))
         controller.skip()
         # By hand: each measured channel's step in root mean squares of its steps so far.
         there = np.isfinite(x)

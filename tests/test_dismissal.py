@@ -4,6 +4,7 @@ import pytest
 from adaptive import dismissal
 from adaptive.calibration import TRACK, Calibration
 from adaptive.dismissal import Dismissals
+from adaptive.surprise import Rank
 
 MEMORY = 4096
 BUMP = np.stack((3 * np.hanning(40), -2 * np.hanning(40)), axis=1)
@@ -26,7 +27,7 @@ def lived(head, left, answers=(), first=0):
         while answers and answers[0][0] <= n:
             _, indices, label = answers.pop(0)
             head.learn(np.atleast_1d(indices), label)
-        head.observe(n, x)
+        head.observe(n, x.tolist())
         # Asked as calibration does: of what stands out.
         known.append(bool(np.abs(head._smooth(n, 8)).max() > 2.3 and head.known()))
     return np.array(known)
@@ -67,8 +68,8 @@ def test_labels_of_what_was_no_alarm_teach_nothing_and_units_do_not_matter():
     assert not len(head.patterns[0])
     head, scaled = Dismissals(MEMORY, 2), Dismissals(MEMORY, 2)
     for n, x in enumerate(left):
-        head.observe(n, x)
-        scaled.observe(n, x * [1e-9, 1e9])
+        head.observe(n, x.tolist())
+        scaled.observe(n, (x * [1e-9, 1e9]).tolist())
     np.testing.assert_allclose(head.left, scaled.left, rtol=1e-6, atol=1e-9)
 
 
@@ -82,7 +83,7 @@ def test_an_alarm_is_learned_once_however_many_samples_of_it_are_labelled():
 def test_missing_values_count_as_foreseen_and_absurd_ones_are_cut():
     head = Dismissals(MEMORY, 2)
     for n, x in enumerate(np.random.default_rng(3).normal(size=(300, 2))):
-        head.observe(n, np.array([np.nan, 1e300 if n == 250 else x[1]]))
+        head.observe(n, [np.nan, 1e300 if n == 250 else float(x[1])])
     assert np.isfinite(head.left).all()
     assert not head.left[:, 0].any()
     assert head.left[250, 1] == dismissal.CUT
@@ -100,9 +101,9 @@ def test_a_restored_one_goes_on_as_if_nothing_had_happened():
 
 
 def alarms(surprises, known):
-    calibration, raised = Calibration(60 * 24 * 0.02, 5), []
+    calibration, rank, raised = Calibration(60 * 24 * 0.02, 5), Rank(), []
     for n, x in enumerate(surprises):
-        compared = calibration.rank(0, (float(x),))
+        compared = rank.rank(float(x))
         verdict = calibration.judge(60.0 * n, (0.0,), 0, compared, lambda n=n: bool(known[n]))
         raised.append(verdict.alarm)
         assert not verdict.dismissed or known[n]
@@ -133,15 +134,15 @@ def test_another_alarm_is_raised_while_a_dismissed_one_lasts():
 
 def test_confirming_an_incident_takes_back_what_its_alarms_have_moved_and_no_more():
     rng = np.random.default_rng(8)
-    head, calibration = Dismissals(MEMORY, 2), Calibration(60 * 24 * 0.02, 30)
+    head, calibration, rank = Dismissals(MEMORY, 2), Calibration(60 * 24 * 0.02, 30), Rank()
     left = rng.normal(size=(1500, 2))
     for start in (600, 900):
         left[start : start + 40] += 3 * BUMP
     moved = {}
     for n, x in enumerate(left):
-        head.observe(n, x)
+        head.observe(n, x.tolist())
         before = calibration.threshold
-        compared = calibration.rank(0, (float(np.abs(x).max()),))
+        compared = rank.rank(float(np.abs(x).max()))
         calibration.judge(60.0 * n, (0.0,), 0, compared, head.known)
         if calibration.counted:
             assert head.count_alarm() == 0

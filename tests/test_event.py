@@ -33,7 +33,7 @@ def lived(head, values, labels=(), first=0):
         while labels and labels[0][0] <= n:
             _, moment, label = labels.pop(0)
             head.learn(np.array([moment]), label)
-        said.append(head.observe(n, np.array([x]), float(abs(x))))
+        said.append(head.observe(n, [float(x)], float(abs(x))))
     return np.array(said)
 
 
@@ -151,7 +151,7 @@ def test_a_shape_is_the_same_wherever_the_ring_begins_and_whatever_its_level():
     values = np.random.default_rng(5).normal(size=(5000, 2)).astype(np.float32)
     head = Head(MEMORY, 2)
     for n, x in enumerate(values):
-        head.observe(n, x, 0.0)
+        head.observe(n, x.tolist(), 0.0)
     ends = np.array([4999, 4096, 4100, 4200])
     for length in event.LENGTHS:
         got = head._shapes(ends, length)
@@ -165,7 +165,7 @@ def test_a_shape_is_the_same_wherever_the_ring_begins_and_whatever_its_level():
 def test_samples_that_were_left_out_and_missing_values_are_held():
     head = Head(256, 1)
     for index, value in ((0, 1.0), (1, 2.0), (5, 7.0), (6, np.nan), (2000, 3.0)):
-        head.observe(index, np.array([value]), 1.0)
+        head.observe(index, [value], 1.0)
         if index == 6:
             assert head.values[:7, 0].tolist() == [1, 2, 2, 2, 2, 7, 7]
     at = 2000 % len(head.values)
@@ -202,7 +202,7 @@ def test_labels_of_what_is_forgotten_or_yet_to_come_are_ignored():
     controller = Controller(2, 1, Model(memory_samples=512))
     reach = controller.settings.feedback_samples
     for n in range(reach + 88):
-        estimate = controller.arrive(1, np.array([float(n % 7)]))
+        estimate = controller.mandatory(controller.arrive(1, np.array([float(n % 7)])))
         controller.skip()
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
     head = controller.members[1].head
@@ -219,7 +219,7 @@ def test_labels_of_what_is_forgotten_or_yet_to_come_are_ignored():
 def test_an_alarm_that_is_confirmed_does_not_count_against_the_rate():
     controller = Controller(1, 1, Model(memory_samples=512))
     for n in range(200):
-        estimate = controller.arrive(0, np.array([float(n % 7)]))
+        estimate = controller.mandatory(controller.arrive(0, np.array([float(n % 7)])))
         controller.skip()
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
     member = controller.members[0]
@@ -242,8 +242,8 @@ def test_every_label_that_is_taken_is_learned_one_a_sample():
         head.learn(np.array([moment]), moment % 2)
     assert len(head.waiting) == many
     for learned in range(1, late):
-        head.observe(2999 + learned, values[[2999 + learned]], 0.0)
+        head.observe(2999 + learned, [float(values[2999 + learned])], 0.0)
         assert head.learned == learned
     for index in range(2999 + late, 3000 + many):
-        head.observe(index, values[[index]], 0.0)
+        head.observe(index, [float(values[index])], 0.0)
     assert (head.learned, head.waiting) == (many, [])

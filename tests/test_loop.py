@@ -12,13 +12,13 @@ import pytest
 from adaptive import loop as loop_module
 from adaptive import outlet as outlet_module
 from adaptive.bank import Bank, Track
-from adaptive.calibration import Surprise
-from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate
+from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate, Queued
 from adaptive.feedback import Pending
 from adaptive.governor import Decision, Governor, Settings
 from adaptive.loop import Loop
 from adaptive.settings import Level, empty_block
 from adaptive.sinks import ListSink
+from adaptive.surprise import USUAL
 from sensors.sample import Feedback, Rejected, Sample, Stream, Unavailable
 from sensors.testing import ListSource
 from sensors.transforms import Chain
@@ -43,8 +43,13 @@ class FakeController(Controller):
 
     def arrive(self, stream, values, filled=None):
         self.counts[stream] += 1
-        self.queue.append((stream, self.counts[stream] - 1, values.copy()))
-        return self.estimate(*self.queue[-1], MANDATORY)
+        plain = values.tolist()
+        about = plain, [True] * len(plain), [0.0] * len(plain), USUAL, plain, plain
+        self.queue.append(Queued(stream, self.counts[stream] - 1, *about))
+        return self.queue[-1]
+
+    def mandatory(self, queued):
+        return self.estimate(queued, MANDATORY)
 
     def take(self, level, batch=32):
         taken = [self.queue.popleft() for _ in range(min(batch, 32, len(self.queue)))]
@@ -69,9 +74,9 @@ class FakeController(Controller):
         return np.zeros((count, 1), np.float32)
 
     def finish(self, call, packed):
-        for stream, _, _ in call.samples:
-            self.due[stream] += 1
-        return [self.estimate(*one, call.level) for one in call.samples]
+        for one in call.samples:
+            self.due[one.stream] += 1
+        return [self.estimate(one, call.level) for one in call.samples]
 
     def skip(self):
         self.log.append(("skip", self.now(), *self.queue.popleft()[:2]))
@@ -90,11 +95,9 @@ class FakeController(Controller):
         stream = int(np.argmax(self.due))
         return stream if self.learn_every and self.due[stream] >= self.learn_every else None
 
-    def estimate(self, stream, index, values, level):
-        last = values[None].astype(np.float32)
-        return Estimate(
-            stream, index, level, Surprise(1.0, 0.0, 0.5, -1), "", last, last, None, None
-        )
+    def estimate(self, one, level):
+        last = np.array([one.values], np.float32)
+        return Estimate(one.stream, one.index, level, USUAL, "", last, last, None, None)
 
     @staticmethod
     def now():

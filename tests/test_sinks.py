@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from adaptive.calibration import Surprise
 from adaptive.controller import MANDATORY, Answer, Estimate, Explanation
 from adaptive.sinks import JsonLinesSink, ListSink, MqttSink, Result, Sink, append, encode
+from adaptive.surprise import Surprise
 from sensors.mqtt import Broker, Connection
 from sensors.sample import Sample, Unavailable
 from sensors.testing import check_sink, examine_sink
@@ -24,7 +24,7 @@ def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=
         np.array([0.75, 0.0]),
     )
     estimate = Estimate(
-        0, sequence, 3 if why else MANDATORY, Surprise(4.0, 4.0, p_value, 0),
+        0, sequence, 3 if why else MANDATORY, Surprise(4.0, 4.0, 4.0, p_value, 0),
         "seldom seen" if why else "a jump",
         np.array([forecast], np.float32), np.array([[0.1, np.inf]], np.float32),
         explanation if why else None, None,

@@ -75,7 +75,7 @@ def events(record, flipped, draw):
         while told and told[-1][0] <= time[n]:
             _, mark, label = told.pop()
             head.learn(np.array([mark]), label)
-        said[n] = head.observe(n, x, 0.0)
+        said[n] = head.observe(n, x.tolist(), 0.0)
     rate, _ = score_events.read_header(str(record))
     value = score_events.beat_values(np.nan_to_num(said), marks, rate, False)
     judged = known & (marks > UNTIL * rate)
