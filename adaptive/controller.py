@@ -250,7 +250,7 @@ class Controller:
             surprise = Surprise(*compared[:-1], part)
             cause = causes[part] if part >= 0 else ""
             rest = (out[name][k] for name in Explanation._fields[1:])
-            about = forecasts[k], out["spread"][k], Explanation(lags[k], *rest), out["loss"][k]
+            about = forecasts[k], out["spread"][k], Explanation._make((lags[k], *rest)), out["loss"][k]
             estimates.append(Estimate(one.stream, one.index, call.level, surprise, cause, *about))
         return estimates
 

@@ -37,6 +37,7 @@ CONFIG = """
 deadline_ms = {deadline:g}
 [broker]
 port = {port}
+driver = "{driver}"
 [[source]]
 kind = "mqtt"
 qos = {qos}
@@ -56,6 +57,7 @@ class Load(NamedTuple):
     seconds: float
     qos: int
     deadline: float  # [ms]
+    driver: str = "mqtt5"
 
     @property
     def messages(self) -> int:
@@ -281,7 +283,7 @@ def once(load: Load) -> tuple[np.ndarray, np.ndarray, Counter, dict[str, float]]
         config, log = folder / "agent.toml", folder / "agent.log"
         topics = ", ".join(f'{{topic = "in/{n}", stream = "s{n}"}}' for n in range(load.streams))
         config.write_text(
-            CONFIG.format(deadline=load.deadline, port=port, qos=load.qos, topics=topics)
+            CONFIG.format(port=port, topics=topics, **load._asdict())
         )
         command = (sys.executable, "-m", "adaptive", "run", config, "--no-table")
         agent = stack.enter_context(process(*command, log=log))

@@ -4,18 +4,15 @@ import asyncio
 import itertools
 import logging
 import random
-import socket
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Never, cast
+from functools import partial
+from typing import Never
 
 import aiomqtt
-from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from sensors.broker import BUSY, REFUSED, Broker, Refused, words
-from sensors.line import Inbox, Line
+from sensors.line import Line, opened
 from sensors.line import Message as Message
 from sensors.sample import Unavailable
 from sensors.subscription import Subscription as Subscription
@@ -93,10 +90,9 @@ class Connection:
             before, started = self.counts["connects"], clock()
             try:
                 await self._live()
-            except (aiomqtt.MqttError, OSError) as error:
-                reason = error.__cause__ or error
+            except OSError as error:
                 # The class tells more than the text where the text is empty.
-                self._complain(str(reason) or type(reason).__name__)
+                self._complain(str(error) or type(error).__name__)
             lasted = self.counts["connects"] > before and clock() - started > CHECK
             failures = 1 if lasted else failures + 1
             self.counts["failures"] += 1
@@ -137,7 +133,7 @@ class Connection:
             line = self._line
             try:
                 await self._ask(line, subscription)
-            except aiomqtt.MqttError:
+            except OSError:
                 line.cut()  # then everything is asked for anew
         return subscription
 
@@ -245,12 +241,10 @@ class Connection:
     async def _live(self) -> Never:
         """Connect, subscribe, and stay until the connection ends."""
         number = next(self._numbers)
-        client = await self._client(number)
-        line = Line(client, number)
+        line = opened(self.broker.driver, self.broker, number, partial(self._receive, number))
         try:
-            async with client:
+            async with line:
                 self._line = line
-                line.take_over()
                 self.counts["connects"] += 1
                 for subscription in self._subscriptions:
                     await self._ask(line, subscription)
@@ -260,55 +254,14 @@ class Connection:
                     self._trouble = ""
                 flush = asyncio.get_running_loop().call_later(HOLD, self._flush)
                 try:
-                    async for _ in client.messages:  # none come here, see `Inbox`
-                        pass
+                    await line.ended()
                 finally:
                     flush.cancel()
         finally:
             self._up.clear()
             self._line = None
             self._held.clear()  # not acknowledged: a kept session delivers them again
-            line.away.cancel()  # whoever waits for an answer on it
-            line.cut()  # whatever aiomqtt left open after a failed handshake
-        raise aiomqtt.MqttError("the connection ended")
-
-    async def _client(self, number: int) -> aiomqtt.Client:
-        broker = self.broker
-        # Certificates and passwords are read anew each time, so renewed ones are used.
-        tls = await asyncio.to_thread(broker.tls_context) if broker.tls else None
-        password = broker.password()
-        five = broker.version == "5"
-        properties = None
-        if five:
-            properties = Properties(PacketTypes.CONNECT)
-            # As many as we can hold: mosquitto 2.0.11 keeps what is more in a queue, and sends what
-            # it has just got ahead of that.
-            properties.ReceiveMaximum = min(broker.max_waiting, 65535)
-            if not broker.clean_session:
-                properties.SessionExpiryInterval = broker.session_expiry_s
-
-        def inbox(maxsize: int) -> asyncio.Queue[aiomqtt.Message]:
-            return Inbox(lambda message: self._receive(message, number))
-
-        return aiomqtt.Client(
-            broker.host,
-            broker.port,
-            username=broker.username or None,
-            password=password,
-            identifier=broker.client_id or None,
-            queue_type=cast(type[asyncio.Queue[aiomqtt.Message]], inbox),
-            protocol=aiomqtt.ProtocolVersion.V5 if five else aiomqtt.ProtocolVersion.V311,
-            clean_session=None if five else broker.clean_session,
-            # aiomqtt's default, "first only", would clear a kept session with each new client.
-            clean_start=broker.clean_session if five else MQTT_CLEAN_START_FIRST_ONLY,
-            timeout=broker.timeout_s,
-            keepalive=broker.keepalive_s,
-            properties=properties,
-            max_inflight_messages=broker.max_inflight,
-            tls_context=tls,
-            # Without it a small message waits up to 40 ms for the acknowledgement of the last.
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-        )
+            line.cut()  # whoever waits for an answer on it
 
     async def _ask(self, line: Line, subscription: Subscription) -> None:
         if subscription.closed or subscription.subscribed == line.number:
@@ -328,13 +281,11 @@ class Connection:
             elif code < subscription.qos:
                 log.warning("%s: asked for QoS %d, granted %d", name, subscription.qos, code)
 
-    def _receive(self, message: aiomqtt.Message, number: int) -> None:
+    def _receive(
+        self, number: int, topic: str, payload: bytes, qos: int, retain: bool, mid: int
+    ) -> None:
         self.counts["received"] += 1
-        if self._line:
-            self._line.hurry()
-        payload = message.payload if isinstance(message.payload, bytes) else b""
-        topic = message.topic.value
-        self._route(Message(topic, "", payload, message.qos, message.retain, message.mid, number))
+        self._route(Message(topic, "", payload, qos, retain, mid, number))
 
     def _route(self, message: Message) -> None:
         if message.topic not in self._routes:

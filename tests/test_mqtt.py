@@ -17,7 +17,25 @@ from sensors.sample import Feedback, Rejected, Sample, Source, Unavailable
 from sensors.testing import examine_source
 
 SOURCE = MqttSource((Topic("ward/bed1", "bed1", ("II", "V1"), ("mV", "mV"), 250.0),), "ward/said")
-VERSIONS = pytest.mark.parametrize("version", ["3.1.1", "5"])
+SPOKEN = {
+    "3.1.1": {"driver": "aiomqtt", "version": "3.1.1"},
+    "5": {"driver": "aiomqtt", "version": "5"},
+    "mqtt5": {"driver": "mqtt5", "version": "5"},
+}
+VERSIONS = pytest.mark.parametrize("version", SPOKEN)
+spoken = "5"  # by connections that are not told
+
+
+def pytest_generate_tests(metafunc):
+    """Have all that goes through a broker done with each driver."""
+    if "mosquitto" in metafunc.fixturenames and "version" not in metafunc.fixturenames:
+        metafunc.parametrize("driver", ["aiomqtt", "mqtt5"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def driver(request):
+    global spoken
+    spoken = "mqtt5" if getattr(request, "param", "") == "mqtt5" else "5"
 
 
 def run(coroutine):
@@ -30,6 +48,7 @@ def run(coroutine):
 
 @contextlib.asynccontextmanager
 async def connected(port, *, wait=True, **fields):
+    fields |= SPOKEN[fields.get("version", spoken)]
     connection = Connection(Broker(port=port, **fields), rng=random.Random(0), base=0.05, cap=0.1)
     task = asyncio.create_task(connection.run())
     try:
@@ -276,10 +295,10 @@ async def fake_broker(version):
                 break
             body = await reader.readexactly(head[1])
             if head[0] == 0x10:
-                writer.write(b"\x20\x03\0\0\0" if version == "5" else b"\x20\x02\0\0")
+                writer.write(b"\x20\x02\0\0" if version == "3.1.1" else b"\x20\x03\0\0\0")
             elif head[0] == 0x82:
-                codes = b"\x87\x87" if version == "5" else b"\x80\x80"
-                answer = body[:2] + (b"\0" if version == "5" else b"") + codes
+                codes = b"\x87\x87" if version != "3.1.1" else b"\x80\x80"
+                answer = body[:2] + (b"\0" if version != "3.1.1" else b"") + codes
                 writer.write(bytes([0x90, len(answer)]) + answer)
         writer.close()
 
@@ -381,7 +400,7 @@ def test_messages_beyond_the_bound_are_counted_and_not_acknowledged(mosquitto):
 @pytest.mark.slow
 def test_a_broker_of_version_5_sends_no_more_than_can_wait(mosquitto):
     async def main():
-        async with connected(mosquitto.port, max_waiting=3) as connection:
+        async with connected(mosquitto.port, max_waiting=6) as connection:
             subscription = await connection.subscribe(["t"])
             for n in range(8):
                 await connection.publish("t", b"%d" % n)
@@ -402,7 +421,12 @@ def test_a_broker_of_version_5_sends_no_more_than_can_wait(mosquitto):
 def test_small_messages_are_not_held_back_by_nagle(mosquitto):
     async def main():
         async with connected(mosquitto.port) as connection:
-            wired = connection._line.client._client.socket()
+            line = connection._line
+            wired = (
+                line._transport.get_extra_info("socket")
+                if spoken == "mqtt5"
+                else (line.client._client.socket())
+            )
             return wired.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     assert run(main()) == 1
