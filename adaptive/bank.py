@@ -45,7 +45,8 @@ class Track:
         """Take note of an answer, and learn the feedback that came before it."""
         before = self.pending.paired
         self.pending.seen(index, time)
-        self._learn(self.pending.due(), before)
+        if matches := self.pending.due():
+            self._learn(matches, before)
 
     def feedback(self, item: Feedback) -> None:
         """Pair feedback with the samples that it is about, and learn it."""
@@ -95,7 +96,7 @@ class Bank:
         return head.deadline if head else inf
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Origin:
     """A sample as its source gave it, until all that came of it is answered."""
 
@@ -110,7 +111,7 @@ class Origin:
             self.source.answered(self.sample)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Waiting:
     """A sample on its way."""
 

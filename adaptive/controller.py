@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 MANDATORY = mandatory.LEVEL
 KEPT = "mandatory", "head", "dismissals"  # of a member, as arrays
+# Jumps that others are compared with: at first all, then one in so many. To compare and count one
+# takes longer than all else of an arrival, and few answers are mandatory.
+FEW, COUNTED = 128, 4
 LARGEST = 1e18  # a centred value is cut there, or its square would leave float32
 CAUSES = (  # of an answer being strange, in the order of its parts
     *(f"unlike any {samples} samples remembered" for samples in (3, 12, 48, 12, 48, 192)),
@@ -87,7 +90,8 @@ class Queued(NamedTuple):
     values: list[float]  # centred; 0 where missing
     seen: list[bool]  # whether measured
     anchor: list[float]  # what was taken off; 0 where nothing was ever seen
-    surprise: Surprise  # without the model
+    jump: float  # from the last sample, in usual ones
+    surprise: Surprise | None  # by it; None where it was not compared yet
     last: list[float]  # values that are known; NaN before the first
     deviation: list[float]  # running mean square of their differences
 
@@ -190,7 +194,9 @@ class Controller:
         measured = [isfinite(x) for x in plain]
         if filled is not None:
             measured = [m and not f for m, f in zip(measured, filled.tolist(), strict=True)]
-        surprise = member.rank.rank(known.observe(plain, measured))
+        jump, index = known.observe(plain, measured), known.count - 1
+        counts = index < FEW or index % COUNTED == 0
+        surprise = member.rank.rank(jump) if counts else None
         # As known now: a later sample of the same call may be the first of its channel.
         anchor = known.anchor
         centred = [
@@ -198,7 +204,7 @@ class Controller:
             for x, a in zip(plain, anchor, strict=True)
         ]
         now = known.last[:], known.deviation[:]
-        queued = Queued(stream, known.count - 1, centred, measured, anchor, surprise, *now)
+        queued = Queued(stream, index, centred, measured, anchor, jump, surprise, *now)
         self.queue.append(queued)
         return queued
 
@@ -210,7 +216,8 @@ class Controller:
         """
         ahead = np.array([queued.last] * self.horizon, np.float32)
         spread = np.sqrt(np.array(queued.deviation, np.float32) * self._growth)
-        about = queued.surprise, JUMP, ahead, spread, None, None
+        surprise = queued.surprise or self.members[queued.stream].rank.compare(queued.jump)
+        about = surprise, JUMP, ahead, spread, None, None
         return Estimate(queued.stream, queued.index, MANDATORY, *about)
 
     def refine(self, level: int, batch: int = BLOCK) -> list[Estimate]:

@@ -15,10 +15,8 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from math import inf, isfinite
+from math import inf, isfinite, isinf
 from typing import Any
-
-import numpy as np
 
 from adaptive.bank import Bank, Origin, Track, Waiting
 from adaptive.controller import MANDATORY, Estimate
@@ -27,6 +25,7 @@ from adaptive.sinks import Result, Sink
 from sensors.sample import Feedback, Item, Rejected, Sample, Source, Unavailable
 
 LOG = logging.getLogger(__name__)
+TURN = 32  # samples of a source that are taken in at once
 QUEUE = 4096  # samples of a bank that wait for the model; older ones are left out of its memory
 BACKWARDS = 8  # samples in a row whose time may go back before the clock is believed
 # Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
@@ -116,7 +115,7 @@ class Loop:
 
     async def _ingest(self, source: Source) -> None:
         """Take items from one source; while it is away, try again with full jitter."""
-        clock, failures, away = asyncio.get_running_loop().time, 0, False
+        clock, failures, away, taken = asyncio.get_running_loop().time, 0, False, 0
         if getattr(source, "waits", False):
             await self.ready.wait()
         while True:
@@ -127,6 +126,9 @@ class Loop:
                         LOG.warning("%s: the source is back", names(source))
                         away = False
                     self._take(source, item, clock())
+                    taken += 1
+                    if taken % TURN == 0:  # of many that are there at once nobody else had a turn
+                        await asyncio.sleep(0)
                 break
             except Unavailable as error:
                 failures = 1 if clock() - started > RETRY_CAP else failures + 1
@@ -206,7 +208,7 @@ class Loop:
         ):  # waiting would be in vain, and makes answers late
             self._publish(waiting, None, now)
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
-        else:
+        elif not self._timer or due < self._timer.when():
             self._watch()
         if len(bank.queue) > QUEUE:
             skipped = bank.queue.popleft()
@@ -383,7 +385,7 @@ def fault(track: Track, sample: Sample) -> tuple[str, str] | None:
     wanted = len((track.raw or track.stream).channels)
     if sample.values.shape != (wanted,):
         return "channels", f"wanted {wanted} values, got {sample.values.shape}"
-    if np.isinf(sample.values).any():
+    if any(map(isinf, sample.values.tolist())):
         return "not_finite", f"sample {sample.sequence}: an infinite value; null means missing"
     if not isfinite(sample.time):
         return "not_finite", f"sample {sample.sequence}: its time is {sample.time}"

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from itertools import islice
 
 from adaptive.bank import Waiting
 from adaptive.sinks import Result, Sink
@@ -51,7 +52,7 @@ class Outlet:
                 self._ready.clear()
                 await self._ready.wait()
                 continue
-            batch = [self.outbox[k] for k in range(min(len(self.outbox), BATCH))]
+            batch = list(islice(self.outbox, BATCH))
             try:
                 await self.sink.write([result for _, result in batch])
             except Unavailable as error:

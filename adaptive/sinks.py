@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -17,6 +16,9 @@ from adaptive.controller import Answer
 from adaptive.settings import EXPERTS
 from sensors.mqtt import Connection
 from sensors.sample import Sample, Unavailable
+
+
+ENCODER = msgspec.json.Encoder()
 
 
 class Result(NamedTuple):
@@ -59,6 +61,27 @@ class Sink(Protocol):
         ...
 
 
+class Message(msgspec.Struct):
+    """A result on the wire; what is not finite becomes null."""
+
+    stream: str
+    sequence: int
+    time: float
+    score: float
+    p_value: float
+    strength: float
+    alarm: bool
+    dismissed: bool
+    event: float
+    level: str
+    forecast: list[list[float]]
+    spread: list[list[float]]
+    latency_ms: float
+    slack_ms: float
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    attention: dict | msgspec.UnsetType = msgspec.UNSET
+
+
 def encode(result: Result, now: float, explain: bool) -> bytes:
     """Write a result as JSON.
 
@@ -69,41 +92,33 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
     """
     sample, answer = result.sample, result.answer
     estimate = answer.estimate
-    message: dict = {
-        "stream": sample.stream,
-        "sequence": sample.sequence,
-        "time": sample.time,
-        "score": round(answer.score, 6),
-        "p_value": answer.p_value,
-        "strength": round(answer.strength, 6),
-        "alarm": answer.alarm,
-        "dismissed": answer.dismissed,
-        "event": answer.event if isfinite(answer.event) else None,
-        "level": result.level,
-        "forecast": numbers(estimate.forecast),
-        "spread": numbers(estimate.spread),
-        "latency_ms": round(1e3 * (now - result.arrival), 3),
-        "slack_ms": round(1e3 * (result.deadline - now), 3),
-    }
+    message = Message(
+        sample.stream,
+        sample.sequence,
+        sample.time,
+        round(answer.score, 6),
+        answer.p_value,
+        round(answer.strength, 6),
+        answer.alarm,
+        answer.dismissed,
+        answer.event,
+        result.level,
+        estimate.forecast.tolist(),
+        estimate.spread.tolist(),
+        round(1e3 * (now - result.arrival), 3),
+        round(1e3 * (result.deadline - now), 3),
+    )
     if answer.alarm:
-        message["reason"] = result.reason
-    if (explain or answer.alarm) and estimate.explanation:
-        why = estimate.explanation
-        message["attention"] = {
+        message.reason = result.reason
+    if (explain or answer.alarm) and (why := estimate.explanation):
+        message.attention = {
             "samples_ago": why.lag.tolist(),
-            "weight": numbers(why.weight),
-            "channel": dict(zip(result.channels, numbers(why.channel), strict=True)),
-            "forecaster": dict(zip(EXPERTS, numbers(why.expert), strict=True)),
-            "correction": dict(zip(("recall", "encoder"), numbers(why.gain), strict=True)),
+            "weight": why.weight.tolist(),
+            "channel": dict(zip(result.channels, why.channel.tolist(), strict=True)),
+            "forecaster": dict(zip(EXPERTS, why.expert.tolist(), strict=True)),
+            "correction": dict(zip(("recall", "encoder"), why.gain.tolist(), strict=True)),
         }
-    return msgspec.json.encode(message)
-
-
-def numbers(array) -> list:
-    """An array as plain lists for JSON, None where it is not finite."""
-    if array.ndim > 1:
-        return [numbers(row) for row in array]
-    return [x if isfinite(x) else None for x in array.tolist()]
+    return ENCODER.encode(message)
 
 
 class ListSink(list):

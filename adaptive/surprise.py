@@ -28,6 +28,11 @@ class Surprise(NamedTuple):
 USUAL = Surprise(1.0, 0.0, 0.0, 1.0, -1)  # of a sample of which nothing was measured
 
 
+def place(above: float) -> float:
+    """Where a distance lies in its histogram [bins]."""
+    return min(max(asinh(above) * BINS_A_UNIT + BINS // 2, 0.0), BINS - 1.0)
+
+
 class Rank:
     """What is known of the surprises of one quantity."""
 
@@ -40,18 +45,27 @@ class Rank:
         self.mean = 0.0
         self.usual = Usual()
 
+    def compare(self, value: float) -> Surprise:
+        """Compare a value, at least 0, with those counted."""
+        relative, above = value / self.mean if self.mean > 0 else 1.0, self.usual.compare(value)
+        return Surprise(relative, self.usual.trust * above, above, self._share(above), 0)
+
     def rank(self, value: float) -> Surprise:
-        """Compare a value, at least 0, with the earlier ones, then count it."""
-        mean = self.mean
-        relative = value / mean if mean > 0 else 1.0
+        """As `compare`; then count it."""
+        surprise, mean = self.compare(value), self.mean
         rate = max(1.0 / (self.total + 1.0), 1.0 / NORMAL)
         self.mean = mean + rate * (value - mean) if mean > 0 else value
-        trust, above = self.usual.trust, self.usual.above(value)
-        return Surprise(relative, trust * above, above, self.p_value(above), 0)
+        self._count(self.usual.above(value))
+        return surprise
 
     def p_value(self, above: float) -> float:
-        """Share of the earlier ones that were at least as far above, then count this one."""
-        at = min(max(asinh(above) * BINS_A_UNIT + BINS // 2, 0.0), BINS - 1.0)
+        """Share of those counted that were at least as far above, itself too; then count it."""
+        share = self._share(above)
+        self._count(above)
+        return share
+
+    def _share(self, above: float) -> float:
+        at = place(above)
         bin_, within = int(at), at - int(at)
         if bin_ > self.highest or self.total == 0:
             # Beyond all seen: an exponential tail orders what counting cannot.
@@ -59,14 +73,16 @@ class Rank:
         else:
             beyond = sum(self.counts[bin_ + 1 : self.highest + 1]) + 1.0
             beyond += (1 - within) * self.counts[bin_]
-        p = min(beyond / (self.total + 1.0), 1.0)
+        return min(beyond / (self.total + 1.0), 1.0)
+
+    def _count(self, above: float) -> None:
+        bin_ = int(place(above))
         self.counts[bin_] += 1.0
         self.total += 1.0
         self.highest = max(self.highest, bin_)
         if self.total >= FORGET_AT:
             self.counts = [c / 2 for c in self.counts]
             self.total = sum(self.counts)
-        return p
 
     def snapshot(self) -> list:
         """Everything, as plain numbers and lists."""

@@ -23,7 +23,7 @@ MEDIAN, LOWER, UPPER = 0.5, 0.25, 0.9
 OF_LOWER, OF_UPPER = 1 / 0.6745, 0.3  # the second for quantities that hardly ever move
 LEAST_SPREAD = 0.3  # [log]
 RESCALE_AT = 1e9
-EVERY = 8  # values between two looks at the quantiles; at each of the first `UNSURE`
+EVERY, FEW = 8, 64  # values between two looks at the quantiles; at each of the first few
 
 
 class Quantile:
@@ -49,6 +49,11 @@ class Quantile:
         return at + (target - below) / counts[at] if counts[at] > 0 else float(at)
 
 
+def place(value: float) -> float:
+    """Where a value, at least 0, lies in the histogram [bins]."""
+    return min((0.5 * log(value * value + LEAST * LEAST) - FIRST) * BINS_PER_E, BINS - 0.5)
+
+
 class Usual:
     """What is usual of one quantity."""
 
@@ -58,7 +63,7 @@ class Usual:
         self.counts = array("d", bytes(8 * BINS))
         self.total = self.number = 0.0
         self.weight = 1.0  # of the next value
-        self.median = self.spread = 0.0  # [bins]
+        self.median, self.spread = 0.0, 1.0  # [bins]
         self.quantiles = (Quantile(MEDIAN), Quantile(LOWER), Quantile(UPPER))
 
     @property
@@ -66,33 +71,32 @@ class Usual:
         """How far to believe `above`, in [0, 1): little while little is known."""
         return self.number / (self.number + UNSURE)
 
-    def above(self, value: float) -> float:
-        """How far a value lies above the median of the earlier ones, in their spread.
+    def compare(self, value: float) -> float:
+        """How far a value lies above the median of those counted, in their spread.
 
         Args:
             value: At least 0.
 
         Returns:
-            0 for the first, negative below the median.
+            0 while there are none, negative below the median.
         """
-        place = (0.5 * log(value * value + LEAST * LEAST) - FIRST) * BINS_PER_E
-        if place > BINS - 0.5:
-            place = BINS - 0.5
-        number = self.number
-        if number < UNSURE or number % EVERY == 0:
-            self._look()
-        above = (place - self.median) / self.spread if number else 0.0
-        # Count it, here rather than in a method: this is called for each part of each sample.
-        bin_, weight = int(place), self.weight
+        return (place(value) - self.median) / self.spread if self.number else 0.0
+
+    def above(self, value: float) -> float:
+        """As `compare`; then count it."""
+        at, weight = place(value), self.weight
+        above, bin_ = (at - self.median) / self.spread if self.number else 0.0, int(at)
         self.counts[bin_] += weight
         self.total += weight
-        self.number = number = number + 1
+        self.number = number = self.number + 1
         for quantile in self.quantiles:
             if bin_ < quantile.at:
                 quantile.below += weight
         self.weight = weight * (1 + max((FORGETTING - 1) / number, 1 / LONGEST))
         if weight > RESCALE_AT:
             self._rescale()
+        if number < FEW or number % EVERY == 0:
+            self._look()
         return above
 
     def _look(self) -> None:

@@ -187,16 +187,19 @@ class Connection:
         try:
             async with asyncio.timeout(seconds or self.broker.timeout_s):
                 for topic, payload in messages:
-                    await self._slots.acquire()
+                    if qos:
+                        await self._slots.acquire()
                     try:
                         await self._up.wait()
                         if self._line is None:
                             raise Unavailable("the connection was lost")
                         answer = self._line.publish(topic, payload, qos, retain)
                     except BaseException:
-                        self._slots.release()
+                        if qos:
+                            self._slots.release()
                         raise
-                    answer.add_done_callback(lambda _: self._slots.release())
+                    if qos:
+                        answer.add_done_callback(lambda _: self._slots.release())
                     answers.append(answer)
                 codes = [await answer for answer in answers]
         except TimeoutError:

@@ -48,6 +48,16 @@ class _Payload(msgspec.Struct):
     duration_s: float = 0.0
 
 
+class _Single(msgspec.Struct):
+    """The commonest payload in JSON: one sample, its values in the order of the channels."""
+
+    time: float
+    values: Values
+    stream: str | None = None
+    sequence: int | None = None
+    label: int | None = None
+
+
 class _Reject(Exception):
     """Carries reason and detail out of a nested check; never leaves this module."""
 
@@ -63,6 +73,7 @@ class _Format:
         self.objects = decoder(list[dict[str, float | None]])
 
 
+_single = msgspec.json.Decoder(_Single)
 _json = _Format("JSON in UTF-8", msgspec.json.Decoder)
 _msgpack = _Format("MessagePack", msgspec.msgpack.Decoder)
 
@@ -97,6 +108,8 @@ def decode(
         if len(payload) > limit:
             raise _Reject("too_long", f"wanted at most {limit} bytes, got {len(payload)}")
         form = _form(payload)
+        if form is _json and stream and (sample := _one(payload, stream, sequence)):
+            return [sample]
         parsed = _parse(form, form.payload, payload)
         named = _named(parsed.stream, stream, others)
         name = named.name
@@ -106,6 +119,27 @@ def decode(
     except _Reject as reject:
         reason, detail = reject.args
         return [Rejected(name, reason, detail)]
+
+
+def _one(
+    payload: bytes | bytearray | memoryview | str,
+    stream: Stream,
+    sequence: int | Mapping[str, int],
+) -> Sample | None:
+    """Make a sample of the commonest payload, in a third of the time; None if it is any other."""
+    try:
+        parsed = _single.decode(payload)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    number, others = parsed.sequence, parsed.stream not in (None, stream.name)
+    if others or parsed.label is not None or len(parsed.values) != len(stream.channels):
+        return None
+    if number is None:
+        number = sequence if isinstance(sequence, int) else sequence.get(stream.name, 0)
+    if not 0 <= number < LARGEST:
+        return None
+    # NumPy makes NaN of None.
+    return Sample(stream.name, number, parsed.time, np.array(parsed.values, np.float64))
 
 
 def encode_sample(sample: Sample) -> bytes:

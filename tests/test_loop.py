@@ -44,7 +44,7 @@ class FakeController(Controller):
     def arrive(self, stream, values, filled=None):
         self.counts[stream] += 1
         plain = values.tolist()
-        about = plain, [True] * len(plain), [0.0] * len(plain), USUAL, plain, plain
+        about = plain, [True] * len(plain), [0.0] * len(plain), 0.0, USUAL, plain, plain
         self.queue.append(Queued(stream, self.counts[stream] - 1, *about))
         return self.queue[-1]
 
@@ -431,9 +431,11 @@ def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_tim
                 yield item
 
     net, _ = run(virtual_time, [Burst((STREAM,), samples(100))], [sink], controller=controller)
-    assert [result.sample.sequence for result in sink] == list(range(100))
-    assert sum(entry[0] == "skip" for entry in controller.log) == 92
-    assert net.tracks["ecg"].counters.mandatory == 92
+    assert sorted(result.sample.sequence for result in sink) == list(range(100))
+    skipped = [entry[3] for entry in controller.log if entry[0] == "skip"]
+    assert len(skipped) == net.tracks["ecg"].counters.mandatory >= 80
+    # The oldest of those that wait are, so the newest are refined.
+    assert not set(range(92, 100)) & set(skipped)
 
 
 @pytest.mark.slow
