@@ -24,7 +24,7 @@ from adaptive import event, mandatory
 from adaptive.calibration import Calibration
 from adaptive.dismissal import Dismissals
 from adaptive.mandatory import Mandatory
-from adaptive.settings import BLOCK, Alarms, Model, empty_block
+from adaptive.settings import BLOCK, BLOCKS, Alarms, Model, empty_block
 from adaptive.surprise import Rank, Surprise
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Call(NamedTuple):
 
     level: int  # index in the ladder
     samples: list[Queued]
-    block: Float[np.ndarray, "block inputs"]  # what `engine.run` takes
+    block: Float[np.ndarray, "rows inputs"]  # what `engine.run` takes
 
 
 @dataclass
@@ -234,9 +234,10 @@ class Controller:
         return self.finish(call, self.engine.run(call.level, call.block))
 
     def take(self, level: int, batch: int = BLOCK) -> Call:
-        """Take the oldest queued samples off the queue, for one compiled call."""
-        samples = [self.queue.popleft() for _ in range(min(batch, BLOCK, len(self.queue)))]
-        block = empty_block(self.channels)
+        """Take the oldest queued samples off the queue, as many as `engine.run` takes at once."""
+        most = min(batch, BLOCKS * BLOCK, len(self.queue))
+        samples = [self.queue.popleft() for _ in range(most)]
+        block = empty_block(self.channels, max(most, 1))
         if samples:
             block[: len(samples)] = [(one.stream, *one.values, *one.seen) for one in samples]
         return Call(level, samples, block)
@@ -244,21 +245,20 @@ class Controller:
     def finish(self, call: Call, packed: Float[np.ndarray, "samples outputs"]) -> list[Estimate]:
         """Make an estimate of each row that the program gave."""
         out = {name: packed[:, place].reshape(shape) for name, place, shape in self._places}
-        lags = out["lag"].astype(np.int32)
-        causes = CAUSES if self.levels[call.level].memory_samples else WITHOUT_RECALL
         anchors = np.array([one.anchor for one in call.samples])[:, None]
-        forecasts = (out["forecast"] + anchors).astype(np.float32)
-        estimates = []
-        for k, (one, compared) in enumerate(
-            zip(call.samples, out["surprise"].tolist(), strict=True)
+        out["forecast"] = (out["forecast"] + anchors).astype(np.float32)
+        out["lag"] = out["lag"].astype(np.int32)
+        causes = CAUSES if self.levels[call.level].memory_samples else WITHOUT_RECALL
+        estimates, compared = [], out["surprise"].tolist()
+        about = (out[name] for name in ("forecast", "spread", "loss", *Explanation._fields))
+        for one, (*rank, which), forecast, spread, loss, *why in zip(
+            call.samples, compared, *about, strict=True
         ):
             self.due[one.stream] += 1
-            part = int(compared[-1])
-            surprise = Surprise(*compared[:-1], part)
-            cause = causes[part] if part >= 0 else ""
-            rest = (out[name][k] for name in Explanation._fields[1:])
-            about = forecasts[k], out["spread"][k], Explanation._make((lags[k], *rest)), out["loss"][k]
-            estimates.append(Estimate(one.stream, one.index, call.level, surprise, cause, *about))
+            part = int(which)
+            surprise, cause = Surprise(*rank, part), causes[part] if part >= 0 else ""
+            said = surprise, cause, forecast, spread, Explanation._make(why), loss
+            estimates.append(Estimate(one.stream, one.index, call.level, *said))
         return estimates
 
     def skip(self) -> None:

@@ -18,7 +18,7 @@ from adaptive import model, programs, runtime
 from adaptive.explain import Effects
 from adaptive.model import Shape
 from adaptive.programs import Programs
-from adaptive.settings import Level, Model
+from adaptive.settings import BLOCK, Level, Model
 from adaptive.store import Layout
 
 ORIGINS = 32  # moments that one gradient step learns from
@@ -102,19 +102,23 @@ class Engine:
         return self.programs.learn_cost(self.params, self.learned, self.store)
 
     def run(
-        self, level: int, block: Float[np.ndarray, "block inputs"]
+        self, level: int, block: Float[np.ndarray, "rows inputs"]
     ) -> Float[np.ndarray, "samples outputs"]:
         """Take samples through the model.
 
         Args:
             level: Index in the ladder.
-            block: As `programs.run` takes it.
+            block: As `programs.run` takes it, one or several of them, one below the other.
 
         Returns:
             For each sample what `outputs` names, side by side.
         """
-        self.store, packed = self.programs.run[level](self.numbers, self.store, block)
-        return np.asarray(packed)[: np.count_nonzero(block[:, 0] >= 0)]
+        program, packed = self.programs.run[level], []
+        for start in range(0, len(block), BLOCK):
+            self.store, out = program(self.numbers, self.store, block[start : start + BLOCK])
+            packed.append(np.asarray(out))
+        rows = packed[0] if len(packed) == 1 else np.concatenate(packed)
+        return rows[: np.count_nonzero(block[:, 0] >= 0)]
 
     def learn(self, stream: int) -> bool:
         """Take one gradient step on the matured feedback of a stream, or prepare one.

@@ -282,9 +282,7 @@ def once(load: Load) -> tuple[np.ndarray, np.ndarray, Counter, dict[str, float]]
         port = stack.enter_context(broker(folder, "max_queued_messages 0\n"))
         config, log = folder / "agent.toml", folder / "agent.log"
         topics = ", ".join(f'{{topic = "in/{n}", stream = "s{n}"}}' for n in range(load.streams))
-        config.write_text(
-            CONFIG.format(port=port, topics=topics, **load._asdict())
-        )
+        config.write_text(CONFIG.format(port=port, topics=topics, **load._asdict()))
         command = (sys.executable, "-m", "adaptive", "run", config, "--no-table")
         agent = stack.enter_context(process(*command, log=log))
 

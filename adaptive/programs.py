@@ -17,10 +17,11 @@ from jaxtyping import Array, Float
 from adaptive import analogues, learner, model, ranks, runtime
 from adaptive.explain import effects
 from adaptive.model import Shape
-from adaptive.settings import BLOCK, EXPERTS, KINDS, Level, empty_block
+from adaptive.settings import BLOCK, BLOCKS, EXPERTS, KINDS, Level, empty_block
 from adaptive.store import Layout
 from adaptive.surprise import USUAL
 
+SIZES = 1, 2, 4, 8, 16, BLOCK, 2 * BLOCK, BLOCKS * BLOCK  # of batches whose cost is measured
 # What a call gives of `model.Output`, behind the surprise that is made of the rest.
 FIELDS = "forecast", "spread", "lag", "weight", "channel", "expert", "gain", "loss"
 
@@ -209,12 +210,13 @@ class Programs:
         store = jax.tree.map(jnp.copy, store)
         for i in range(len(self.levels)):
             cost = {}
-            for size in (1, 8, BLOCK):
+            for size in SIZES:
                 block[:size, 0], laps = 0.0, []
                 for _ in range(repeats if size < BLOCK else 3):
                     begin = time.perf_counter()
-                    store, out = self.run[i](numbers, store, block)
-                    np.asarray(out)
+                    for _ in range(-(-size // BLOCK)):
+                        store, out = self.run[i](numbers, store, block)
+                        np.asarray(out)
                     laps.append(time.perf_counter() - begin)
                 cost[size] = float(np.median(laps))
             block[:, 0] = -1.0

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
-BLOCK = 32  # samples that one compiled call takes at most
+BLOCK, BLOCKS = 32, 4  # samples that one compiled call takes at most; calls in a row at most
 PHASES = 16  # of a ring by phase; what a level remembers is so many times whole
 EXPERTS = (
     "persistence",
@@ -22,9 +22,14 @@ OBJECTIVES = ("huber", "misses")
 KINDS = (*EXPERTS, "trunk", "recall", "encoder", "corrected", "served")  # judged forecasts
 
 
-def empty_block(channels: int) -> Float[np.ndarray, "block inputs"]:
-    """What a compiled call takes, without a sample: of each its stream, or -1, values, seen."""
-    block = np.zeros((BLOCK, 1 + 2 * channels), np.float32)
+def empty_block(channels: int, samples: int = BLOCK) -> Float[np.ndarray, "rows inputs"]:
+    """What compiled calls take, without a sample: of each its stream, or -1, values, seen.
+
+    Args:
+        channels: Of every stream.
+        samples: That will be in it, at most: there are whole blocks for them.
+    """
+    block = np.zeros((-(-samples // BLOCK) * BLOCK, 1 + 2 * channels), np.float32)
     block[:, 0] = -1.0
     return block
 

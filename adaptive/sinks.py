@@ -17,7 +17,6 @@ from adaptive.settings import EXPERTS
 from sensors.mqtt import Connection
 from sensors.sample import Sample, Unavailable
 
-
 ENCODER = msgspec.json.Encoder()
 
 

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Never, Self
+from typing import Any, Never, Self, cast
 
 import mqtt5
 
@@ -145,8 +145,7 @@ class Mqtt5Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         if line := transport.get_extra_info("socket"):
             # Without it a small message waits up to 40 ms for the acknowledgement of the last.
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -6,7 +6,8 @@ import pytest
 
 from adaptive.controller import MANDATORY, Controller
 from adaptive.engine import Engine
-from adaptive.settings import BLOCK, LADDER, Level, Model
+from adaptive.programs import SIZES
+from adaptive.settings import LADDER, Level, Model
 
 # As in test_model.py, so that the programs are compiled once.
 LEVELS = (Level("trunk"), Level("recall-512", 512), Level("full", 512, 16))
@@ -157,7 +158,7 @@ def test_costs_are_measured_without_learning_anything(fresh):
     before = controller.snapshot()
     costs = controller.engine.costs()
     assert controller.engine.learn_cost() > 0
-    assert [sorted(cost) for cost in costs] == [[1, 8, BLOCK]] * len(controller.levels)
+    assert [sorted(cost) for cost in costs] == [list(SIZES)] * len(controller.levels)
     assert all(seconds > 0 for cost in costs for seconds in cost.values())
     after = controller.snapshot()
     for name, array in before[0].items():

@@ -52,9 +52,9 @@ class FakeController(Controller):
         return self.estimate(queued, MANDATORY)
 
     def take(self, level, batch=32):
-        taken = [self.queue.popleft() for _ in range(min(batch, 32, len(self.queue)))]
+        taken = [self.queue.popleft() for _ in range(min(batch, 128, len(self.queue)))]
         assert taken, "there was nothing to refine"
-        block = empty_block(2)
+        block = empty_block(2, len(taken))
         block[: len(taken), 0] = 0.0
         return Call(level, taken, block)
 
