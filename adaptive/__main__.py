@@ -145,10 +145,10 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="latency",
-        choices=("latency", "throughput", "growth", "memory", "start"),
+        choices=("latency", "throughput", "growth", "memory", "start", "ingest"),
         metavar="WHAT",
         help="latency of one stream (default), throughput of many, growth with channels, horizon "
-        "and memory, memory, start",
+        "and memory, memory, start, ingest: MQTT in to MQTT out, which needs mosquitto",
     )
     bench.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
     bench.add_argument("--channels", type=int, default=2, help="of a stream (default 2)")
@@ -159,6 +159,21 @@ def parser() -> argparse.ArgumentParser:
         default=0.0,
         help="of latency: wait between samples, as in deployment; 0: back to back (default)",
     )
+    bench.add_argument(
+        "--rates",
+        type=listed,
+        default=["1000", "5000", "10000"],
+        metavar="A,B",
+        help="of ingest: samples a second, of all streams together (default 1000,5000,10000)",
+    )
+    bench.add_argument("--streams", type=int, default=512, help="of ingest (default 512)")
+    bench.add_argument("--payload", type=int, default=1, help="of ingest: samples in one message")
+    bench.add_argument("--qos", type=int, default=0, choices=(0, 1), help="of ingest (default 0)")
+    bench.add_argument(
+        "--driver", default="mqtt5", choices=("aiomqtt", "mqtt5"), help="of ingest (default mqtt5)"
+    )
+    bench.add_argument("--seconds", type=float, default=10.0, help="of ingest, at each rate")
+    bench.add_argument("--deadline-ms", type=float, default=10.0, help="of ingest (default 10)")
 
     cost = command(
         "cost", commands.cost_of_levels, "Say what each level takes, and what it is good for."

@@ -275,7 +275,7 @@ def row_at(text: str, time: Any) -> int:
 
 def bench_machine(args: argparse.Namespace) -> int:
     """`adaptive bench`."""
-    from adaptive import bench
+    from adaptive import bench, ingest
 
     if args.channels < 1 or args.samples < 1 or args.rate_hz < 0:
         raise ValueError("--channels and --samples must be at least 1, --rate-hz at least 0")
@@ -296,6 +296,10 @@ def bench_machine(args: argparse.Namespace) -> int:
             bench.growth(model, compiled, say)
         elif args.what == "memory":
             bench.memory(model, args.channels, compiled, say)
+        elif args.what == "ingest":
+            shared = args.streams, args.payload, args.seconds, args.qos, args.deadline_ms
+            loads = [ingest.Load(float(rate), *shared, args.driver) for rate in args.rates]
+            ingest.measure(model, loads, say)
         else:
             bench.start(say)
     return 0

@@ -256,7 +256,7 @@ class Controller:
         ):
             self.due[one.stream] += 1
             part = int(which)
-            surprise, cause = Surprise(*rank, part), causes[part] if part >= 0 else ""
+            surprise, cause = Surprise._make((*rank, part)), causes[part] if part >= 0 else ""
             said = surprise, cause, forecast, spread, Explanation._make(why), loss
             estimates.append(Estimate(one.stream, one.index, call.level, *said))
         return estimates

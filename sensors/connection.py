@@ -7,7 +7,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Never
+from typing import Any, Never
 
 import aiomqtt
 
@@ -127,8 +127,8 @@ class Connection:
         self._subscriptions.append(subscription)
         self._routes.clear()
         held, self._held = self._held, deque()
-        for message in held:
-            self._route(message)
+        for topic, _, *rest in held:
+            self._route(topic, *rest)
         if self._line and self.connected:
             line = self._line
             try:
@@ -288,16 +288,17 @@ class Connection:
         self, number: int, topic: str, payload: bytes, qos: int, retain: bool, mid: int
     ) -> None:
         self.counts["received"] += 1
-        self._route(Message(topic, "", payload, qos, retain, mid, number))
+        self._route(topic, payload, qos, retain, mid, number)
 
-    def _route(self, message: Message) -> None:
-        if message.topic not in self._routes:
+    def _route(self, topic: str, *rest: Any) -> None:
+        """Hand a message on, whose other fields are those behind the filter."""
+        if topic not in self._routes:
             if len(self._routes) > 100_000:
                 self._routes.clear()
-            self._routes[message.topic] = self._find(message.topic)
-        route = self._routes[message.topic]
+            self._routes[topic] = self._find(topic)
+        route = self._routes[topic]
         if route is None:
-            self._held.append(message)
+            self._held.append(Message(topic, "", *rest))
             if len(self._held) > self.broker.max_waiting:
                 self._unwanted(self._held.popleft())
             return
@@ -305,15 +306,14 @@ class Connection:
         if subscription.closed or subscription.waiting.qsize() >= self.broker.max_waiting:
             self.counts["dropped"] += 1
             return
-        subscription.waiting.put_nowait(message._replace(filter=name))
+        subscription.waiting.put_nowait(Message(topic, name, *rest))
 
     def _find(self, topic: str) -> tuple[Subscription, str] | None:
-        matches = [
-            (subscription, name)
-            for subscription in self._subscriptions
-            for name in subscription.filters
-            if aiomqtt.Topic(topic).matches(name)
-        ]
+        matches, known = [], aiomqtt.Topic(topic)
+        for subscription in self._subscriptions:
+            if topic in subscription.plain:
+                matches.append((subscription, topic))
+            matches += [(subscription, name) for name in subscription.wild if known.matches(name)]
         return min(matches, key=lambda match: match[0].closed, default=None)
 
     def _flush(self) -> None:

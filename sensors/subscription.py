@@ -12,6 +12,9 @@ class Subscription:
 
     def __init__(self, filters: tuple[str, ...], qos: int) -> None:
         self.filters = filters
+        # Most are plain topics, and need not be looked through for each topic that comes.
+        self.wild = tuple(name for name in filters if {"+", "#", "$"} & set(name))
+        self.plain = frozenset(filters) - set(self.wild)
         self.qos = qos
         self.subscribed = 0  # the connection on which the broker was last asked
         self.closed = False

@@ -81,6 +81,7 @@ ERRORS = {
     "no level to export": ("export", "--save {folder} --level auto", "wanted trunk, recall"),
     "nothing to export": ("export", "--save {folder} --channels 0", "--channels must be"),
     "no samples": ("bench", "--samples 0", "--samples must be at least 1"),
+    "no rate": ("bench", "ingest --rates 0", "must be positive"),
 }
 
 
@@ -177,6 +178,20 @@ def test_bench_measures_banks_growth_memory_and_the_start(tmp_path, monkeypatch,
             assert words in out
     assert bench.exponent((1, 2, 4), (3.0, 6.0, 12.0)) == pytest.approx(1.0)
     assert bench.exponent((1, 2, 4), (5.0, 5.0, 5.0)) == pytest.approx(0.0)
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--driver", "aiomqtt", "--qos", "1", "--payload", "8")])
+def test_bench_measures_an_agent_between_sensors_and_a_reader(tmp_path, more):
+    load = ("--streams", 2, "--rates", "100", "--seconds", 1, "--deadline-ms", 200)
+    done = adaptive("bench", "ingest", "--config", written(tmp_path, SMALL), *load, *more)
+    assert done.returncode == 0, done.stderr
+    answered, late, in_time, *_ = done.stdout.split("│      100 │")[1].split("│")
+    assert float(answered.strip(" %")) > 90
+    p50, p99, p999 = (float(ms) for ms in late.split("/"))
+    assert 0 < p50 <= p99 <= p999 < 2000
+    assert float(in_time.strip(" %")) > 50
 
 
 @pytest.mark.slow

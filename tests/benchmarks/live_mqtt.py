@@ -19,7 +19,6 @@ import platform
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import paho.mqtt.client as mqtt
 
+from adaptive.ingest import broker, process, wait
 from sensors import wire
 from sensors.recordings import read
 from sensors.sample import Feedback, Sample
@@ -130,28 +130,6 @@ def sensor(port: int, record: str, seconds: float, feedback: bool, go, sent) -> 
     client.loop_stop()
 
 
-def free_port() -> int:
-    """Find one on the loopback interface."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-@contextlib.contextmanager
-def process(*command, log: Path):
-    """Run a program in a group of its own, and end it."""
-    with log.open("wb") as out:
-        child = subprocess.Popen(
-            [*map(str, command)], stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
 def burner() -> tuple[str, ...]:
     """What keeps one core busy."""
     if shutil.which("stress-ng"):
@@ -159,43 +137,20 @@ def burner() -> tuple[str, ...]:
     return (sys.executable, "-c", "while True: pass")
 
 
-def wait(condition, seconds: float, what: str) -> None:
-    """Wait for something.
-
-    Raises:
-        SystemExit: It did not come.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{what} within {seconds:.0f} s")
-        time.sleep(0.05)
-
-
 def measure(args: argparse.Namespace, folder: Path) -> None:
     """Run everything and print the table."""
     rate, channels, values, _ = signal_of(args.record, args.seconds)
-    port = free_port()
-    broker_config = folder / "mosquitto.conf"
-    nodelay = "set_tcp_nodelay true\n" if args.broker_nodelay else ""
-    user = "user root\n" if os.geteuid() == 0 else ""
-    broker_config.write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{nodelay}{user}"
-    )
     config = folder / "agent.toml"
-    config.write_text(
-        CONFIG.format(deadline=args.deadline_ms, port=port, channels=channels, rate=rate)
-    )
-    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not program:
-        raise SystemExit("mosquitto is not installed: apt-get install mosquitto")
+    nodelay = "set_tcp_nodelay true\n" if args.broker_nodelay else ""
     answers: list[tuple[float, dict]] = []
     summary, log = folder / "summary.json", folder / "agent.log"
     spawn = multiprocessing.get_context("spawn")
     go, (receive, send) = spawn.Event(), spawn.Pipe(duplex=False)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(process(program, "-c", broker_config, log=folder / "mosquitto.log"))
-        time.sleep(0.5)
+        port = stack.enter_context(broker(folder, nodelay))
+        config.write_text(
+            CONFIG.format(deadline=args.deadline_ms, port=port, channels=channels, rate=rate)
+        )
         client = connected(port)
         stack.callback(client.loop_stop)
         client.on_message = lambda _, __, message: answers.append(
@@ -223,7 +178,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
             raise SystemExit("the sensor did not end")
         first, times = receive.recv()
         last = first + len(times) - 1
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(RuntimeError):
             wait(lambda: answers[-1][1]["sequence"] >= last, 10.0, "")
         child.join(10.0)
         agent.send_signal(signal.SIGTERM)
