@@ -116,7 +116,10 @@ class Mqtt5Line(asyncio.Protocol):
         if self._end.done():
             raise ConnectionError("the connection was lost while subscribing")
         number, most = self._number(), mqtt5.QoS(qos)
-        asked = [mqtt5.TopicFilter(name, max_qos=most) for name in filters]
+        # Marked as kept is then only what is from before, as with every other client.
+        asked = [
+            mqtt5.TopicFilter(name, max_qos=most, retain_as_published=False) for name in filters
+        ]
         answer = self._answers[number] = self._loop.create_future()
         self._send(mqtt5.SubscribePacket(number, asked).write())
         try:

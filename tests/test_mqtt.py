@@ -5,14 +5,18 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 
+import mqtt5
 import msgspec
 import numpy as np
 import pytest
 
 from sensors import wire
+from sensors.line import opened
 from sensors.mqtt import Broker, Connection, MqttSource, Refused, Topic
+from sensors.mqtt5_line import Mqtt5Line
 from sensors.sample import Feedback, Rejected, Sample, Source, Unavailable
 from sensors.testing import examine_source
 
@@ -28,7 +32,8 @@ spoken = "5"  # by connections that are not told
 
 def pytest_generate_tests(metafunc):
     """Have all that goes through a broker done with each driver."""
-    if "mosquitto" in metafunc.fixturenames and "version" not in metafunc.fixturenames:
+    names = set(metafunc.fixturenames)
+    if {"mosquitto", "mosquitto_with"} & names and "version" not in names:
         metafunc.parametrize("driver", ["aiomqtt", "mqtt5"], indirect=True)
 
 
@@ -273,6 +278,16 @@ def test_a_sample_that_the_broker_has_kept_from_before_is_rejected(mosquitto):
     assert got.reason == "retained"
 
 
+@pytest.mark.broker
+def test_what_the_broker_keeps_for_later_is_a_sample_for_those_who_are_there(mosquitto):
+    async def main():
+        async with connected(mosquitto.port) as connection, reading(connection) as items:
+            await connection.publish("ward/bed1", wire.encode_sample(sample(0)), retain=True)
+            return await anext(items)
+
+    assert run(main()).sequence == 0
+
+
 @VERSIONS
 def test_a_refused_subscription_is_a_clear_error(version):
     async def main():
@@ -491,6 +506,7 @@ def test_a_source_without_a_connection_says_what_to_do():
     ("fields", "said"),
     [
         ({"port": 0}, "port"),
+        ({"driver": "mqtt5", "version": "3.1.1"}, 'speaks version "5" only'),
         ({"host": ""}, "host"),
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"keepalive_s": 0}, "keepalive_s"),
@@ -625,3 +641,103 @@ def test_the_source_is_made_of_its_table():
         ("",),
         2.0,
     )
+
+
+class Scripted:
+    """A broker of version 5 that answers what it is told to, by the kind of packet."""
+
+    def __init__(self, **answers):
+        self.answers, self.heard = answers, []
+
+    @contextlib.asynccontextmanager
+    async def __call__(self):
+        async def serve(reader, writer):
+            while head := await reader.read(2):
+                body = await reader.readexactly(head[1])
+                self.heard.append((head[0] >> 4, body))
+                answer = self.answers.get(f"kind_{head[0] >> 4}", b"")
+                writer.write(answer(body) if callable(answer) else answer)
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+
+
+CONNECTED = b"\x20\x03\0\0\0"
+# Receive maximum 2, maximum packet size 40.
+NARROW = b"\x20\x0b\0\0\x08\x21\0\x02\x27\0\0\0\x28"
+
+
+def test_no_more_is_sent_than_the_broker_wants_at_once():
+    broker = Scripted(kind_1=NARROW)
+
+    async def main():
+        async with broker() as port, connected(port, version="mqtt5") as connection:
+            line = connection._line
+            publications = [line.publish("t", b"%d" % n, 1, False) for n in range(5)]
+            with pytest.raises(Refused, match="0x95"):
+                await connection.publish("t", b"x" * 60)
+            await until(lambda: [kind for kind, _ in broker.heard].count(3) == 2)
+            await asyncio.sleep(0.05)
+            sent = [body[3:5] for kind, body in broker.heard if kind == 3]
+            assert len(sent) == 2
+            line.data_received(b"\x40\x02" + sent[0])  # the broker has the first
+            assert await publications[0] == 0
+            await until(lambda: [kind for kind, _ in broker.heard].count(3) == 3)
+            assert not publications[1].done()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"kind_1": b"\x20\x03\0\x87\0"}, "does not let us in: not authorized"),
+        ({"kind_1": CONNECTED, "kind_3": b"\xe0\x02\x8b\0"}, "ended it: server shutting down"),
+        ({"kind_1": CONNECTED, "kind_3": b"\0\0"}, "sent what is no MQTT"),
+    ],
+)
+def test_how_the_broker_ends_it_is_told(answers, said, caplog):
+    async def main():
+        async with (
+            Scripted(**answers)() as port,
+            connected(port, wait=False, version="mqtt5") as connection,
+        ):
+            with contextlib.suppress(Unavailable):
+                await connection.publish("t", b"x", timeout=2.0)
+            await until(lambda: said in caplog.text)
+
+    run(main())
+
+
+def test_a_broker_that_says_nothing_any_more_is_gone(monkeypatch, caplog):
+    async def main():
+        async with (
+            Scripted(kind_1=CONNECTED)() as port,
+            connected(port, version="mqtt5", keepalive_s=1),
+        ):
+            await until(lambda: "no word from the broker for" in caplog.text, 5.0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_packets_that_arrive_in_pieces_are_put_together(size):
+    got = []
+
+    async def main():
+        line = Mqtt5Line(Broker(driver="mqtt5"), 1, lambda *message: got.append(message))
+        data = b"".join(mqtt5.PublishPacket(f"t/{n}", b"x" * n * 50).write() for n in range(4))
+        for start in range(0, len(data), size):
+            line.data_received(data[start : start + size])
+
+    run(main())
+    assert got == [(f"t/{n}", b"x" * n * 50, 0, False, 0) for n in range(4)]
+
+
+def test_a_driver_that_is_not_installed_is_a_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sensors.mqtt5_line", None)
+    with pytest.raises(ValueError, match=r'pip install "adaptive-attention\[fast\]"'):
+        opened("mqtt5", Broker(driver="mqtt5"), 1, lambda *message: None)
