@@ -59,7 +59,7 @@ class Head:
         """
         length = memory + LENGTHS[-1] + WAITING
         self.values = np.zeros((length, channels), np.float32)  # ring
-        self.above = np.full(length, -np.inf, np.float32)  # ring: how strange each sample was
+        self.above = np.zeros(length, np.float32)  # ring: how strange each sample was
         self.count = 0  # samples seen
         self.unit = np.ones(channels, np.float32)  # of the shapes; measured at the first label
         self.waiting: list[tuple[int, int]] = []  # labelled moments that have yet to show

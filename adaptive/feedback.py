@@ -56,8 +56,9 @@ class Pending:
                 f"feedback: capacity must be 1 sample or more, got {capacity!r}. It is how far "
                 "back feedback may reach; as long as the memory of the model is usual."
             )
-        self._times = np.full(capacity, np.nan)  # [capacity] [s] a ring, written in place
-        self._indices = np.full(capacity, -1, np.int64)  # [capacity]
+        # Rings, written in place; zeros take no memory before they are written.
+        self._times = np.zeros(capacity)  # [capacity] [s]
+        self._indices = np.zeros(capacity, np.int64)  # [capacity]
         self._count = 0  # samples ever seen
         self._newest = -np.inf  # [s] the latest time seen
         self._held: list[Held] = []
