@@ -142,7 +142,7 @@ def count(
         least = usual.LEAST_SPREAD * usual.BINS_PER_E
         return rows, at, below, median, jnp.maximum(spread, least)
 
-    due = (number < usual.FEW) | (number % usual.EVERY == 0)
+    due = (number < usual.UNSURE) | (number % usual.EVERY == 0)
     due = (due & (value >= 0)).astype(jnp.int32)
     carry = (rows, at, below, known[MEDIAN], known[SPREAD])
     rows, at, below, median, spread = lax.fori_loop(0, due, look, carry)

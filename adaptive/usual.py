@@ -23,7 +23,7 @@ MEDIAN, LOWER, UPPER = 0.5, 0.25, 0.9
 OF_LOWER, OF_UPPER = 1 / 0.6745, 0.3  # the second for quantities that hardly ever move
 LEAST_SPREAD = 0.3  # [log]
 RESCALE_AT = 1e9
-EVERY, FEW = 8, 64  # values between two looks at the quantiles; at each of the first few
+EVERY = 8  # values between two looks at the quantiles; at each of the first `UNSURE`
 
 
 class Quantile:
@@ -95,7 +95,7 @@ class Usual:
         self.weight = weight * (1 + max((FORGETTING - 1) / number, 1 / LONGEST))
         if weight > RESCALE_AT:
             self._rescale()
-        if number < FEW or number % EVERY == 0:
+        if number < UNSURE or number % EVERY == 0:
             self._look()
         return above
 
