@@ -151,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
         "and memory, memory, start, ingest: MQTT in to MQTT out, which needs mosquitto",
     )
     bench.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
-    bench.add_argument("--channels", type=int, default=2, help="of a stream (default 2)")
+    bench.add_argument(
+        "--channels", type=int, default=2, help="of a stream (default 2; of ingest always 1)"
+    )
     bench.add_argument("--samples", type=int, default=3000, help="scored at each level, of latency")
     bench.add_argument(
         "--rate-hz",

@@ -22,6 +22,7 @@ from adaptive.governor import Governor
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.telemetry import Counters
+from sensors.line import driver
 
 LOG = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Agent:
         self._saving = threading.Lock()  # a save that is cancelled goes on in its thread
         if config.connection:
             try:  # each connection reads them anew, but what is missing must stop the start
+                driver(config.connection.broker.driver)
                 config.connection.broker.password()
                 config.connection.broker.tls_context()
             except ValueError as error:

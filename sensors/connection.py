@@ -12,7 +12,7 @@ from typing import Any, Never
 import aiomqtt
 
 from sensors.broker import BUSY, REFUSED, Broker, Refused, words
-from sensors.line import Line, opened
+from sensors.line import Line, driver
 from sensors.line import Message as Message
 from sensors.sample import Unavailable
 from sensors.subscription import Subscription as Subscription
@@ -244,7 +244,8 @@ class Connection:
     async def _live(self) -> Never:
         """Connect, subscribe, and stay until the connection ends."""
         number = next(self._numbers)
-        line = opened(self.broker.driver, self.broker, number, partial(self._receive, number))
+        make, receive = driver(self.broker.driver), partial(self._receive, number)
+        line = make(self.broker, number, receive)
         try:
             async with line:
                 self._line = line

@@ -96,13 +96,13 @@ def hurry(line: Any) -> None:
             line.setsockopt(socket.IPPROTO_TCP, QUICK, 1)
 
 
-def opened(driver: str, broker: Broker, number: int, receive: Receive) -> Line:
-    """Make a line with the driver of that name.
+def driver(name: str) -> Callable[[Broker, int, Receive], Line]:
+    """Find the driver of that name: what makes lines.
 
     Raises:
         ValueError: It is not installed.
     """
-    if driver == "mqtt5":
+    if name == "mqtt5":
         try:
             from sensors.mqtt5_line import Mqtt5Line
         except ImportError as error:
@@ -110,7 +110,7 @@ def opened(driver: str, broker: Broker, number: int, receive: Receive) -> Line:
                 'broker.driver = "mqtt5" needs the package of that name: '
                 'pip install "adaptive-attention[fast]"'
             ) from error
-        return Mqtt5Line(broker, number, receive)
+        return Mqtt5Line
     from sensors.aiomqtt_line import AiomqttLine
 
-    return AiomqttLine(broker, number, receive)
+    return AiomqttLine

@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import json
+import sys
 import threading
 import time
 from itertools import count
@@ -180,6 +181,14 @@ def test_a_password_that_is_not_there_stops_the_start(tmp_path, monkeypatch):
         "test",
     )
     with pytest.raises(ConfigError, match=r"broker.password_env names .*NO_SUCH_PASSWORD"):
+        Agent(made)
+
+
+def test_a_driver_that_is_not_installed_stops_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sensors.mqtt5_line", None)
+    source = [{"kind": "mqtt", "topics": [{"topic": "a"}]}]
+    made = config.parse({"broker": {"driver": "mqtt5"}, "source": source}, "test")
+    with pytest.raises(ConfigError, match=r'pip install "adaptive-attention\[fast\]"'):
         Agent(made)
 
 
