@@ -22,7 +22,7 @@ from adaptive.governor import Governor
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.telemetry import Counters
-from sensors.line import driver
+from sensors.driver import driver
 
 LOG = logging.getLogger(__name__)
 

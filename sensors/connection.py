@@ -12,7 +12,8 @@ from typing import Any, Never
 import aiomqtt
 
 from sensors.broker import BUSY, REFUSED, Broker, Refused, words
-from sensors.line import Line, driver
+from sensors.driver import driver
+from sensors.line import Line
 from sensors.line import Message as Message
 from sensors.sample import Unavailable
 from sensors.subscription import Subscription as Subscription

@@ -6,8 +6,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Never, Protocol, Self, runtime_checkable
 
-from sensors.broker import Broker
-
 QUICK = getattr(socket, "TCP_QUICKACK", None)  # only Linux has it
 # Called with what arrives: topic, payload, QoS, whether the broker had kept it, its number there.
 Receive = Callable[[str, bytes, int, bool, int], None]
@@ -94,23 +92,3 @@ def hurry(line: Any) -> None:
     if QUICK is not None and line is not None:
         with contextlib.suppress(OSError):
             line.setsockopt(socket.IPPROTO_TCP, QUICK, 1)
-
-
-def driver(name: str) -> Callable[[Broker, int, Receive], Line]:
-    """Find the driver of that name: what makes lines.
-
-    Raises:
-        ValueError: It is not installed.
-    """
-    if name == "mqtt5":
-        try:
-            from sensors.mqtt5_line import Mqtt5Line
-        except ImportError as error:
-            raise ValueError(
-                'broker.driver = "mqtt5" needs the package of that name: '
-                'pip install "adaptive-attention[fast]"'
-            ) from error
-        return Mqtt5Line
-    from sensors.aiomqtt_line import AiomqttLine
-
-    return AiomqttLine

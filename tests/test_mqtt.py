@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from sensors import line as lines
+from sensors import driver as drivers
 from sensors import wire
 from sensors.mqtt import Broker, Connection, MqttSource, Refused, Topic
 from sensors.mqtt5_line import Mqtt5Line
@@ -740,4 +740,4 @@ def test_packets_that_arrive_in_pieces_are_put_together(size):
 def test_a_driver_that_is_not_installed_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "sensors.mqtt5_line", None)
     with pytest.raises(ValueError, match=r'pip install "adaptive-attention\[fast\]"'):
-        lines.driver("mqtt5")
+        drivers.driver("mqtt5")
