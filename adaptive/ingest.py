@@ -355,7 +355,7 @@ def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> None
         f"{first.qos}, driver {first.driver}: ms from the intended send time"
     )
     table = Table(title=title, title_justify="left")
-    heads = "a second", "answered", "p50 / p99 / p99.9", "in time", "refined", "loop / model busy"
+    heads = "a second", "answered", "p50/p99/p99.9", "in time", "refined", "busy: loop/model"
     for head in heads:
         table.add_column(head, justify="right")
     for load in loads:
@@ -364,9 +364,9 @@ def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> None
         table.add_row(
             f"{load.rate:,.0f}",
             f"{len(late) / (load.rate * load.seconds):.1%}",
-            " / ".join(f"{q:.1f}" for q in quantiles),
+            "/".join(f"{q:.1f}" for q in quantiles),
             f"{np.mean(slack >= 0):.2%}" if len(slack) else "-",
             f"{1 - levels['mandatory'] / max(len(late), 1):.1%}",
-            " / ".join(f"{used[name]:.0%}" for name in ("event loop", "model")),
+            "/".join(f"{used[name]:.0%}" for name in ("event loop", "model")),
         )
     say(table)
