@@ -206,7 +206,8 @@ def build(
 ):
     controller = controller or FakeController(len(streams))
     governor = governor or Governor(Settings())
-    governor.init([{1: c, 8: 2.75 * c, 32: 8.75 * c} for c in controller.nominal])
+    sizes = 1, 8, 32, 64, 128
+    governor.init([{n: c * (0.75 + 0.25 * n) for n in sizes} for c in controller.nominal])
     bank, tracks = Bank(controller, governor, 0.001), {}
     links = Chain(tuple(chain))
     deadlines = deadlines * len(streams) if len(deadlines) == 1 else deadlines
