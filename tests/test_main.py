@@ -184,13 +184,13 @@ def test_bench_measures_banks_growth_memory_and_the_start(tmp_path, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--driver", "aiomqtt", "--qos", "1", "--payload", "8")])
 def test_bench_measures_an_agent_between_sensors_and_a_reader(tmp_path, more):
-    load = ("--streams", 2, "--rates", "100", "--seconds", 1, "--deadline-ms", 200)
+    load = ("--streams", 2, "--rates", "100", "--seconds", 1, "--deadline-ms", 1000)
     done = adaptive("bench", "ingest", "--config", written(tmp_path, SMALL), *load, *more)
     assert done.returncode == 0, done.stderr
     answered, late, in_time, *_ = done.stdout.split("│      100 │")[1].split("│")
     assert float(answered.strip(" %")) > 90
     p50, p99, p999 = (float(ms) for ms in late.split("/"))
-    assert 0 < p50 <= p99 <= p999 < 2000
+    assert 0 < p50 <= p99 <= p999 < 5000
     assert float(in_time.strip(" %")) > 50
 
 
