@@ -92,10 +92,8 @@ class Mqtt5Line(asyncio.Protocol):
             raise Unavailable("not sent, the connection was lost")
         answer = self._loop.create_future()
         number = self._number() if qos else None
-        # Made by hand is faster than `mqtt5.QoS(qos)`, of which there are two here.
-        kind = mqtt5.QoS.AT_LEAST_ONCE if qos else mqtt5.QoS.AT_MOST_ONCE
         packet = mqtt5.PublishPacket(
-            topic, payload, qos=kind, retain=retain, packet_id=number
+            topic, payload, qos=mqtt5.QoS(qos), retain=retain, packet_id=number
         ).write()
         if len(packet) > self._largest:
             answer.set_result(TOO_LARGE)

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import controller, recall, ring
+from adaptive import controller, model, recall, ring
 
 MEMORY, FEWER, CHANNELS = 64, 32, 2
 SCALE = np.array([2.0, 0.5])
 
 
-def test_the_controller_knows_how_many_parts_are_distances():
-    assert len(recall.SCALES) == controller.DISTANCES  # it has no JAX to look there
+def test_the_controller_has_words_for_all_that_may_be_strange():
+    assert len(controller.CAUSES) == model.STRANGE  # it has no JAX to look there
 
 
 @jax.jit
