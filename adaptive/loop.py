@@ -206,14 +206,14 @@ class Loop:
         if (
             not self.ready.is_set() or bank.hope < HOPE
         ):  # waiting would be in vain, and makes answers late
-            self._publish(waiting, None, now)
+            self._publish_up_to(waiting, now)
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         elif not self._timer or due < self._timer.when():
             self._watch()
         if len(bank.queue) > QUEUE:
             skipped = bank.queue.popleft()
             bank.controller.skip()
-            self._publish(skipped, None, now)
+            self._publish_up_to(skipped, now)
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -287,6 +287,11 @@ class Loop:
             while (head := bank.head()) and head.due <= now:
                 self._publish(head, None, now)
         self._watch()
+
+    def _publish_up_to(self, last: Waiting, now: float) -> None:
+        """Publish what there is for a sample and all before it: answers keep a stream's order."""
+        while not last.answered and (head := last.track.bank.head()):
+            self._publish(head, None, now)
 
     def _publish(self, waiting: Waiting, estimate: Estimate | None, now: float) -> None:
         """Settle an answer and hand it to the sinks, unless the sample has one.

@@ -22,8 +22,8 @@ class Broker:
     Attributes:
         host: Its name or address.
         port: Usually 1883, with TLS 8883.
-        driver: What speaks MQTT: "aiomqtt", or "mqtt5", which takes a tenth of its time, knows
-            version "5" only and is in the extra `fast`.
+        driver: What speaks MQTT: "aiomqtt", or "mqtt5", which takes far less time, knows version
+            "5" only and is in the extra `fast`.
         version: Of MQTT. Only "5" tells why a publication was refused, and bounds what the broker
             sends unacknowledged, to half of `max_waiting`.
         client_id: Must be unique at the broker; empty lets one be made up.
