@@ -23,6 +23,7 @@ References:
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -66,7 +67,9 @@ PARAMETERS = len(FIRST_SHARPNESS) + 1
 
 def init_params() -> Params:
     """The penalties before any learning."""
-    return Params(jnp.log(jnp.array(FIRST_SHARPNESS, jnp.float32)), jnp.log(jnp.float32(FIRST_AGE)))
+    return Params(
+        *(jax.device_put(np.log(np.array(x, np.float32))) for x in (FIRST_SHARPNESS, FIRST_AGE))
+    )
 
 
 def points(horizon: int) -> np.ndarray:

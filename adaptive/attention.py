@@ -79,7 +79,7 @@ def init_params(
 ) -> Params:
     """Random projections, scaled by fan-in; a head of zeros; slopes as in ALiBi.
 
-    NumPy draws them: `jax.random` would cost 4 s of compiling at each cold start.
+    NumPy makes them: each operation of JAX's is compiled first, which no start has time for.
 
     Args:
         rng: Draws them.
@@ -99,8 +99,11 @@ def init_params(
     if outputs % max(queries, 1):
         raise ValueError(f"outputs must be a multiple of queries, got {outputs} and {queries}")
 
+    def array(numbers: np.ndarray) -> Array:
+        return jax.device_put(numbers.astype(np.float32))
+
     def dense(fan_in: int, *shape: int) -> Array:
-        return jnp.asarray(rng.normal(0.0, fan_in**-0.5, shape), jnp.float32)
+        return array(rng.normal(0.0, fan_in**-0.5, shape))
 
     def layer() -> Layer:
         each = (dim, heads, dim // heads)
@@ -110,18 +113,18 @@ def init_params(
             key=dense(dim, *each),
             value=dense(dim, *each),
             out=dense(dim, *each[1:], dim),
-            slope=jnp.asarray(np.log(slope), jnp.float32),
+            slope=array(np.log(slope)),
             up=dense(dim, dim, 2 * dim),
             down=dense(2 * dim, 2 * dim, dim),
-            scale=jnp.ones((2, dim), jnp.float32),
+            scale=array(np.ones((2, dim))),
         )
 
     return Params(
         embed=dense(patch * inputs, patch * inputs, dim),
         layers=tuple(layer() for _ in range(layers)),
-        ahead=jnp.asarray(sinusoids(queries, dim), jnp.float32),
-        scale=jnp.ones(dim, jnp.float32),
-        head=jnp.zeros((dim, outputs // max(queries, 1)), jnp.float32),
+        ahead=array(sinusoids(queries, dim)),
+        scale=array(np.ones(dim)),
+        head=array(np.zeros((dim, outputs // max(queries, 1)))),
     )
 
 

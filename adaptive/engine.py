@@ -52,14 +52,12 @@ class Engine:
             s.replay_moments,
             len(s.ladder()),
         )
-        self.params = model.init_params(np.random.default_rng(s.seed), self.shape)
+        params = model.init_params(np.random.default_rng(s.seed), self.shape)
         bank = partial(model.bank, shape=self.shape, streams=streams)
-        self.numbers = programs.flat(self.params)
-        self.layout = Layout(jax.eval_shape(bank, self.params))
-        first = partial(programs.start, shape=self.shape, streams=streams, layout=self.layout)
-        self.learned, self.store = jax.jit(first)(self.params)
+        self.layout = Layout(jax.eval_shape(bank, params))
         objective = s.objective if s.learn_every_samples else None
         self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective)
+        self.params, self.numbers, self.learned, self.store = self.programs.start(params)
 
     @property
     def bank(self) -> model.State:
@@ -150,8 +148,7 @@ class Engine:
         """What carried the newest answer of a stream; compiles when it is first asked."""
         if not level.memory_samples:
             raise ValueError(f"level {level.name} has no memory to explain by")
-        explained = jax.jit(programs.explain, static_argnames=("layout", "level"))
-        return explained(self.params, self.store, np.int32(stream), layout=self.layout, level=level)
+        return self.programs.explain(self.params, self.store, stream, level)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All state, by name; it does not change."""
@@ -163,11 +160,10 @@ class Engine:
         paths, form = jax.tree_util.tree_flatten_with_path(self._trees())
         leaves = [arrays[jax.tree_util.keystr(path)] for path, _ in paths]
         params, learned, bank = jax.tree.unflatten(form, leaves)
-        # Copied without a compiled copy; shared memory could not be changed in place.
-        self.params, self.learned, self.store = jax.tree.map(
-            lambda a: jax.device_put(a, may_alias=False), (params, learned, self.layout.pack(bank))
+        self.params, self.learned, self.store = programs.copied(
+            (params, learned, self.layout.pack(bank))
         )
-        self.numbers = programs.flat(self.params)
+        self.numbers = programs.side_by_side(self.params)
 
     def _trees(self) -> tuple:
         return self.params, self.learned, self.bank

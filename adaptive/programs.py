@@ -1,5 +1,6 @@
 """The compiled programs of a bank: what runs is compiled at the start, and never after."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jax.stages import Compiled
 from jaxtyping import Array, Float
 
-from adaptive import analogues, learner, model, ranks, runtime
-from adaptive.explain import effects
+from adaptive import analogues, executables, learner, model, ranks, runtime
+from adaptive.explain import Effects, effects
 from adaptive.model import Shape
 from adaptive.settings import BLOCK, BLOCKS, EXPERTS, KINDS, Level, empty_block
 from adaptive.store import Layout
@@ -27,8 +28,9 @@ FIELDS = "forecast", "spread", "lag", "weight", "channel", "expert", "gain", "lo
 
 
 def start(params, *, shape, streams, layout):
-    """Learner and streams before the first sample."""
-    return learner.init(params, shape), layout.pack(model.bank(params, shape, streams))
+    """Parameters, the same side by side, learner and streams before the first sample."""
+    store = layout.pack(model.bank(params, shape, streams))
+    return params, flat(params), learner.init(params, shape), store
 
 
 def run(params, store, block, *, levels, number, layout):
@@ -129,6 +131,17 @@ def flat(params: Any) -> Float[Array, " numbers"]:
     return ravel_pytree(params)[0]
 
 
+def side_by_side(params: Any) -> Float[Array, " numbers"]:
+    """The same, of parameters that are there: nothing is compiled for it."""
+    leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(params)]
+    return jax.device_put(np.concatenate(leaves), may_alias=False)
+
+
+def copied(tree: Any) -> Any:
+    """Arrays that no donation takes; nothing is compiled for it."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), may_alias=False), tree)
+
+
 def explain(params, store, stream, *, layout, level):
     """What carried the newest answer of a stream: `explain.effects`, on a store."""
     return effects(params, layout.of_stream(store, stream), level)
@@ -168,24 +181,28 @@ class Programs:
         """Compile, two programs at a time; yield the name of each when it is ready."""
         levels = range(len(self.levels)) if levels is None else levels
         jobs: dict[int | str, Callable[[], Compiled]] = {}
-        numbers, unflat = ravel_pytree(params)
+        numbers = jax.ShapeDtypeStruct((sum(a.size for a in jax.tree.leaves(params)),), np.float32)
         for i in levels:
 
             def program(numbers: Any, *args: Any, number: int = i) -> Any:
                 levels, layout = self.levels, self.layout
-                return run(unflat(numbers), *args, levels=levels, number=number, layout=layout)
+                inside = ravel_pytree(params)[1](numbers)
+                return run(inside, *args, levels=levels, number=number, layout=layout)
 
             jitted = jax.jit(runtime.one_kernel(program), donate_argnums=1)
-            lowered = jitted.lower(numbers, store, self.no_block())
-            jobs[i] = partial(lowered.compile, runtime.WITHIN_A_KERNEL)
+            args, out = (numbers, store, self.no_block()), (store, 0)
+            jobs[i] = partial(self._kept, i, jitted, args, out, runtime.WITHIN_A_KERNEL)
         if self.objective and learning:
-            steps: dict[str, Callable[..., Any]] = {"learn": learn}
+            static = {"shape": self.shape, "objective": self.objective, "layout": self.layout}
+            steps: dict[str, tuple[Callable[..., Any], Any]] = {
+                "learn": (learn, (params, numbers, learned, store, learner.Report._make((0, 0))))
+            }
             if self.waits:
-                steps["gather"] = gather
-            for name, step in steps.items():
-                step = partial(step, shape=self.shape, objective=self.objective, layout=self.layout)
-                lowered = jax.jit(step, donate_argnums=2).lower(params, learned, store, np.int32(0))
-                jobs[name] = lowered.compile
+                steps["gather"] = gather, (learned, store, learner.Report._make((0, 0)))
+            for name, (step, out) in steps.items():
+                jitted = jax.jit(partial(step, **static), donate_argnums=2)
+                args = params, learned, store, np.int32(0)
+                jobs[name] = partial(self._kept, name, jitted, args, out)
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}
             for name, future in compiled.items():
@@ -195,6 +212,22 @@ class Programs:
                 else:
                     self.run[name] = future.result()
                     yield self.levels[name].name
+        runtime.give_back()
+
+    def _kept(self, name: int | str, *about: Any) -> Compiled:
+        return executables.compiled(sys.modules[__name__], (name, self.form), *about)
+
+    def start(self, params: Any) -> tuple[Any, Any, Any, Any]:
+        """As the function `start`."""
+        first = partial(start, shape=self.shape, streams=self.form[2], layout=self.layout)
+        out = jax.eval_shape(first, params)
+        return self._kept("start", jax.jit(first), (params,), out)(params)
+
+    def explain(self, params: Any, store: Any, stream: int, level: Level) -> Effects:
+        """Explain the newest answer of a stream; compiles when it is first asked."""
+        args, out = (params, store, np.int32(stream)), Effects._make(Effects._fields)
+        jitted = jax.jit(partial(explain, layout=self.layout, level=level))
+        return self._kept(f"explain {level}", jitted, args, out)(*args)
 
     def no_block(self) -> np.ndarray:
         """An empty input of `run`."""
@@ -206,8 +239,8 @@ class Programs:
         Returns:
             For each level the median cost [s] of a call with so many samples.
         """
-        block, costs, numbers = self.no_block(), [], flat(params)
-        store = jax.tree.map(jnp.copy, store)
+        block, costs, numbers = self.no_block(), [], side_by_side(params)
+        store = copied(store)
         for i in range(len(self.levels)):
             cost = {}
             for size in SIZES:
@@ -227,7 +260,7 @@ class Programs:
         """Measure what a gradient step costs [s], on copies; 0 if none are taken."""
         if self.learn is None:
             return 0.0
-        store, laps = jax.tree.map(jnp.copy, store), []
+        store, laps = copied(store), []
         for _ in range(repeats):
             begin = time.perf_counter()
             *_, store, report = self.learn(params, learned, store, np.int32(0))

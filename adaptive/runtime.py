@@ -1,8 +1,9 @@
-"""How JAX runs here: one thread, inline, compiled programs kept on disk."""
+"""How JAX runs here: one thread, inline, and a program as one kernel."""
 
+import ctypes
 import os
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -14,26 +15,15 @@ from jax.stages import CompilerOptions
 WITHIN_A_KERNEL: CompilerOptions = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
-def cache_folder() -> Path:
-    """Where compiled programs are kept between starts."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "adaptive-attention" / "xla"
-
-
 def prepare() -> None:
     """Set JAX up for small calls that are waited for; to be called before its first use.
 
     Asynchronous dispatch hands each call to another thread, and the default pools are as wide as
-    the machine: both cost more than a small step takes, and neither can be bounded later. Programs
-    are kept on disk, so that only the first start on a machine compiles.
+    the machine: both cost more than a small step takes, and neither can be bounded later.
     """
     os.environ.setdefault("PJRT_NPROC", "1")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def one_kernel(program: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,3 +40,9 @@ def one_kernel(program: Callable[..., Any]) -> Callable[..., Any]:
         return set_xla_metadata(inner(*args), xla_cpu_small_call="true", inlineable="false")
 
     return outer
+
+
+def give_back() -> None:
+    """Give memory that compiling has used, or loading, back to the system."""
+    with suppress(OSError, AttributeError):  # only the GNU C library keeps it, and has this
+        ctypes.CDLL(None).malloc_trim(0)
