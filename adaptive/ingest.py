@@ -9,6 +9,7 @@ References:
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import shutil
@@ -52,6 +53,7 @@ topics = [{topics}]
 [[sink]]
 kind = "mqtt"
 qos = {qos}
+together = {together}
 """
 
 
@@ -70,6 +72,11 @@ class Load(NamedTuple):
     def messages(self) -> int:
         """How many there are in all."""
         return round(self.rate * (SETTLING + self.seconds) / self.samples)
+
+    @property
+    def counted(self) -> int:
+        """How many samples count."""
+        return (self.messages - math.ceil(SETTLING / self.gap - 1e-9)) * self.samples
 
     @property
     def gap(self) -> float:
@@ -177,7 +184,7 @@ def read(port: int, load: Load, until: float, ready: Any, result: Any) -> None:
     line.sendall(packet(0x82, b"\x00\x01", text("adaptive/+/answers"), bytes([load.qos])))
     buffer, late, levels, slack = bytearray(), [], Counter(), []
     line.settimeout(0.5)
-    decode = msgspec.json.Decoder(_Answer).decode
+    decode = msgspec.json.Decoder(list[_Answer] if load.samples > 1 else _Answer).decode
     first = None
     while time.monotonic() < until:
         try:
@@ -194,13 +201,14 @@ def read(port: int, load: Load, until: float, ready: Any, result: Any) -> None:
             if kind & 6:
                 confirm.append(packet(0x40, body[start : start + 2]))
                 start += 2
-            answer = decode(body[start:])
-            if first is None:
-                first = answer.time
-            if answer.time - first >= SETTLING:
-                late.append(now - answer.time)
-                levels[answer.level] += 1
-                slack.append(answer.slack_ms)
+            answers = decode(body[start:])
+            for answer in answers if isinstance(answers, list) else [answers]:
+                if first is None:
+                    first = answer.time
+                if answer.time - first >= SETTLING:
+                    late.append(now - answer.time)
+                    levels[answer.level] += 1
+                    slack.append(answer.slack_ms)
         if confirm:
             line.sendall(b"".join(confirm))
         time.sleep(PAUSE)
@@ -305,7 +313,10 @@ def once(model: Model, load: Load) -> tuple[np.ndarray, np.ndarray, Counter, dic
         port = stack.enter_context(broker(folder, BROKER))
         config, log = folder / "agent.toml", folder / "agent.log"
         topics = ", ".join(f'{{topic = "in/{n}", stream = "s{n}"}}' for n in range(load.streams))
-        text = CONFIG.format(port=port, topics=topics, **load._asdict()) + tables(model)
+        together = "true" if load.samples > 1 else "false"
+        text = CONFIG.format(
+            port=port, topics=topics, together=together, **load._asdict()
+        ) + tables(model)
         config.write_text(text)
         command = (sys.executable, "-m", "adaptive", "run", config, "--no-table")
         agent = stack.enter_context(process(*command, log=log))
@@ -363,7 +374,7 @@ def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> None
         quantiles = np.quantile(1e3 * late, (0.5, 0.99, 0.999)) if len(late) else [np.nan] * 3
         table.add_row(
             f"{load.rate:,.0f}",
-            f"{len(late) / (load.rate * load.seconds):.1%}",
+            f"{len(late) / load.counted:.1%}",
             "/".join(f"{q:.1f}" for q in quantiles),
             f"{np.mean(slack >= 0):.2%}" if len(slack) else "-",
             f"{1 - levels['mandatory'] / max(len(late), 1):.1%}",

@@ -18,6 +18,7 @@ from sensors.mqtt import Connection
 from sensors.sample import Sample, Unavailable
 
 ENCODER = msgspec.json.Encoder()
+TOGETHER = 64  # answers in one message, at most
 
 
 class Result(NamedTuple):
@@ -120,6 +121,12 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
     return ENCODER.encode(message)
 
 
+def lists(contents: Sequence[bytes]) -> list[bytes]:
+    """Write JSON values as lists of up to `TOGETHER` of them."""
+    starts = range(0, len(contents), TOGETHER)
+    return [b"[%b]" % b",".join(contents[start : start + TOGETHER]) for start in starts]
+
+
 class ListSink(list):
     """Keeps every result in memory: for notebooks and tests."""
 
@@ -196,6 +203,9 @@ class MqttSink:
     """Say of every answer what it attended to, not of alarms alone."""
     alarms_only: bool = False
     """Leave out everything that is not an alarm."""
+    together: bool = False
+    """Put up to 64 answers of a stream that are ready at once into one message, as a list; then
+    every message is a list."""
     connection: Connection | None = field(default=None, repr=False, compare=False)
     """The agent's connection, which the configuration hands in."""
 
@@ -216,10 +226,15 @@ class MqttSink:
         if self.connection is None:
             raise ValueError("an MQTT sink needs a [broker] in the configuration")
         now = asyncio.get_running_loop().time()
-        chosen = [r for r in results if r.answer.alarm or not self.alarms_only]
+        answers: dict[str, list[bytes]] = {}
+        for result in results:
+            if result.answer.alarm or not self.alarms_only:
+                content = encode(result, now, self.explain)
+                answers.setdefault(result.sample.stream, []).append(content)
         messages = [
-            (self.topic.format(stream=r.sample.stream), encode(r, now, self.explain))
-            for r in chosen
+            (self.topic.format(stream=stream), payload)
+            for stream, contents in answers.items()
+            for payload in (lists(contents) if self.together else contents)
         ]
         await self.connection.publish_all(messages, self.qos)
 

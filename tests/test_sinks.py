@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from adaptive.controller import MANDATORY, Answer, Estimate, Explanation
-from adaptive.sinks import JsonLinesSink, ListSink, MqttSink, Result, Sink, append, encode
+from adaptive.sinks import (
+    TOGETHER,
+    JsonLinesSink,
+    ListSink,
+    MqttSink,
+    Result,
+    Sink,
+    append,
+    encode,
+)
 from adaptive.surprise import Surprise
 from sensors.mqtt import Broker, Connection
 from sensors.sample import Sample, Unavailable
@@ -15,7 +24,16 @@ from sensors.testing import check_sink, examine_sink
 CHANNELS = ("II", "V1")
 
 
-def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=0.01, event=0.25):
+def result(
+    sequence=0,
+    *,
+    alarm=False,
+    why=True,
+    forecast=(0.5, -0.25),
+    p_value=0.01,
+    event=0.25,
+    stream="bed7",
+):
     explanation = Explanation(
         np.array([12, 250], np.int32),
         np.array([0.75, 0.25]),
@@ -32,7 +50,7 @@ def result(sequence=0, *, alarm=False, why=True, forecast=(0.5, -0.25), p_value=
     answer = Answer(estimate, 0.97, p_value, 0.5 if alarm else 0.0, alarm, False, event)
     values = np.array([0.1, np.nan])
     level = "full" if why else "mandatory"
-    return Result(Sample("bed7", sequence, 12.5, values), answer, level, 100.0, 100.02, CHANNELS)
+    return Result(Sample(stream, sequence, 12.5, values), answer, level, 100.0, 100.02, CHANNELS)
 
 
 def decoded(one, explain=False, now=100.005):
@@ -193,12 +211,18 @@ def test_mqtt_keeps_the_contract_of_a_sink_and_publishes_every_answer(mosquitto)
             await examine_sink(lambda: MqttSink(connection=connection), results)
             only = MqttSink(connection=connection, alarms_only=True, topic="adaptive/x/answers")
             await only.write(results)
+            together = MqttSink(connection=connection, together=True)
+            await together.write([*results, result(3, stream="bed8"), result(4)])
+            await together.write([result(n) for n in range(TOGETHER + 1)])
             got = []
             async with asyncio.timeout(5.0):
                 async for message in subscription:
                     connection.acknowledge(message)
-                    got.append((message.topic, json.loads(message.payload)["sequence"]))
-                    if len(got) == 5:
+                    said = json.loads(message.payload)
+                    several = isinstance(said, list)
+                    numbers = [answer["sequence"] for answer in (said if several else [said])]
+                    got.append((message.topic, numbers if several else numbers[0]))
+                    if len(got) == 9:
                         return got
         finally:
             running.cancel()
@@ -208,6 +232,10 @@ def test_mqtt_keeps_the_contract_of_a_sink_and_publishes_every_answer(mosquitto)
     assert asyncio.run(main()) == [
         *((topic, n) for n in (0, 1, 2, 0)),
         ("adaptive/x/answers", 1),
+        (topic, [0, 1, 2, 4]),
+        ("adaptive/bed8/answers", [3]),
+        (topic, list(range(TOGETHER))),
+        (topic, [TOGETHER]),
     ]
 
 
