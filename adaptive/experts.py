@@ -37,7 +37,6 @@ LEAST_MEMORY, SEASONS, MOST_MEMORY = 1000, 20, 8192  # [samples], seasons, [samp
 SLOW = 10  # times as long for the slow one of two
 CLIP = 10.0  # regressors and targets [standard deviations]: one absurd sample moves little
 LARGEST = 100.0  # diagonal of a covariance where nothing is excited, in the long run
-JITTER = 1e-6  # of the inner matrix, relative: float32 must not make it indefinite
 SHARPNESS = 5.0  # of the exponential weights
 
 
@@ -106,37 +105,13 @@ def init(channels: int, horizon: int) -> State:
     )
 
 
-def cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The lower factor of a positive definite matrix, row by row; NaN where it is none."""
-    places = jnp.arange(len(matrix))
-
-    def add(i: Array, factor: Array) -> Array:
-        # Row i of L L' = M, entry by entry: of the rows before it all is known.
-        def entry(j: Array, row: Array) -> Array:
-            before = jnp.where(places < j, factor[j], 0.0)
-            return jnp.where(places == j, (matrix[i, j] - before @ row) / factor[j, j], row)
-
-        row = lax.fori_loop(0, i, entry, jnp.zeros(len(matrix)))
-        row = jnp.where(places == i, jnp.sqrt(matrix[i, i] - row @ row), row)
-        return factor.at[i].set(row)
-
-    return lax.fori_loop(0, len(matrix), add, jnp.zeros_like(matrix))
-
-
-def inverted(lower: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The inverse of a lower triangular matrix, row by row."""
-    places = jnp.arange(len(lower))
-
-    def add(i: Array, inverse: Array) -> Array:
-        rest = (places == i) - jnp.where(places < i, lower[i], 0.0) @ inverse
-        return inverse.at[i].set(rest / lower[i, i])
-
-    return lax.fori_loop(0, len(lower), add, jnp.zeros_like(lower))
-
-
-def product(rows: Float[Array, "rows n"], matrix: Float[Array, "n m"]) -> Float[Array, "rows m"]:
-    """A product of matrices, row by row: within one kernel XLA is quick at those."""
-    return lax.map(lambda row: row @ matrix, rows)
+def take_in(
+    root: Float[Array, "lags lags"], projected: Float[Array, " lags"], noise: Float[Array, ""]
+) -> tuple[Float[Array, "lags lags"], Float[Array, " lags"]]:
+    """Take in one row x of regressors, by S' x: the new S and the gains; see `gain`."""
+    power = projected @ projected + noise
+    gains = (root @ projected) / power
+    return root - gains[:, None] * (projected / (1 + jnp.sqrt(noise / power))), gains
 
 
 def gain(
@@ -152,9 +127,12 @@ def gain(
         R = lambda I + X P X',   K = R^-1 X P,   P <- (P - (X P)' K) / lambda.
 
     Here S with S S' = P is kept instead: in float32 it is as good as P would be in float64, and P
-    can not become indefinite. With A = X S, R = W W' (Cholesky) and V = sqrt(lambda) I
+    can not become indefinite. One row x of X after the other, with s = S' x and p = s' s + lambda,
 
-        S <- (S - (X P)' W^-T (W + V)^-1 A) / sqrt(lambda).
+        k = S s / p,   S <- S - k s' / (1 + sqrt(lambda / p)),
+
+    and S <- S / sqrt(lambda) after all. The last row's k is in K already; of several rows
+    K = X P / lambda, with P as it is before that division.
 
     Without excitation forgetting would blow P up. So one direction after the other is taken in as
     if a little of it had been seen, with nothing to learn from: a ridge that is never forgotten.
@@ -169,30 +147,29 @@ def gain(
         The new S and the gains K.
 
     References:
-        Andrews, A square root formulation of the Kalman covariance equations, 1968; Haykin 2002,
-        table 9.1; Gunnarsson, Combining tracking and regularization in recursive least squares
-        identification, 1996, for the ridge. Should anything not be finite all the same, it starts
-        anew and this moment teaches nothing.
+        Potter's square root of 1963, as in Bierman, Factorization Methods for Discrete Sequential
+        Estimation, 1977, ch. 2; Gunnarsson, Combining tracking and regularization in recursive
+        least squares identification, 1996, for the ridge. Should anything not be finite all the
+        same, it starts anew and this moment teaches nothing.
     """
     rows, lags = regressors.shape
     # In balance a direction loses as much in the turns of all as it is given in its own.
     given = jnp.sqrt(lags * (1 - forgetting) / LARGEST)
-    turn = given * (jnp.arange(lags) == count % lags)
-    seen = jnp.concatenate((regressors, turn[None]))
-    spread = product(seen, root)  # A: (rows + 1, lags)
-    projected = lax.map(lambda row: root @ row, spread)  # X P
-    inner = lax.map(lambda row: spread @ row, spread)
-    noise = forgetting + JITTER * jnp.trace(inner) / (rows + 1)
-    unit = jnp.eye(rows + 1)
-    factor = cholesky(inner + noise * unit)
-    inverse = inverted(factor)
-    both = product(inverse.T, product(inverted(factor + jnp.sqrt(noise) * unit), spread))
-    gains = product(inverse.T, product(inverse, projected))[:rows]
-    root = lax.fori_loop(0, rows + 1, lambda k, s: s - projected[k][:, None] * both[k], root)
-    root = root / jnp.sqrt(forgetting)
-    # A root that is not finite for all that shows in the next projection.
-    sound = jnp.isfinite(jnp.sum(projected) + jnp.sum(both) + jnp.sum(gains))
-    return jnp.where(sound, root, jnp.eye(lags)), jnp.where(sound, gains, 0.0)
+    new, turn = take_in(root, given * root[count % lags], forgetting)
+    if rows == 1:
+        new, gains = take_in(new, regressors[0] @ new, forgetting)
+        gains = gains[None]
+    else:
+
+        def one(k: Array, root: Array) -> Array:
+            return take_in(root, regressors[k] @ root, forgetting)[0]
+
+        new = lax.fori_loop(0, rows, one, new)
+        gains = lax.map(lambda row: new @ (row @ new), regressors) / forgetting
+    # A root that is not finite for all that shows in the next gains.
+    sound = jnp.isfinite(jnp.sum(turn) + jnp.sum(gains))
+    new = jnp.where(sound, new / jnp.sqrt(forgetting), jnp.eye(lags))
+    return new, jnp.where(sound, gains, 0.0)
 
 
 def learn(

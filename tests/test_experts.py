@@ -229,13 +229,3 @@ def test_a_trunk_that_has_seen_nothing_forecasts_persistence_or_the_season():
     for number, name in enumerate(settings.EXPERTS):
         wanted = known.get(name, np.tile(window[-1], (HORIZON, 1)))
         np.testing.assert_allclose(got[number], wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
-def test_small_matrices_are_worked_on_as_large_ones_are(n):
-    half = np.random.default_rng(n).normal(size=(n, n + 2))
-    matrix = half @ half.T
-    lower = experts.cholesky(jnp.asarray(matrix, jnp.float32))
-    np.testing.assert_allclose(lower, np.linalg.cholesky(matrix), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(experts.inverted(lower) @ lower, np.eye(n), atol=1e-4)
-    assert np.isnan(experts.cholesky(-jnp.eye(n))).any()
