@@ -155,7 +155,7 @@ def gain(
     rows, lags = regressors.shape
     # In balance a direction loses as much in the turns of all as it is given in its own.
     given = jnp.sqrt(lags * (1 - forgetting) / LARGEST)
-    new, turn = take_in(root, given * root[count % lags], forgetting)
+    new, _ = take_in(root, given * root[count % lags], forgetting)
     if rows == 1:
         new, gains = take_in(new, regressors[0] @ new, forgetting)
         gains = gains[None]
@@ -166,8 +166,8 @@ def gain(
 
         new = lax.fori_loop(0, rows, one, new)
         gains = lax.map(lambda row: new @ (row @ new), regressors) / forgetting
-    # A root that is not finite for all that shows in the next gains.
-    sound = jnp.isfinite(jnp.sum(turn) + jnp.sum(gains))
+    # What is not finite in the root shows in the gains, now or with the next moment.
+    sound = jnp.isfinite(jnp.sum(gains))
     new = jnp.where(sound, new / jnp.sqrt(forgetting), jnp.eye(lags))
     return new, jnp.where(sound, gains, 0.0)
 

@@ -12,6 +12,11 @@ GROUP = 16  # numbers that are looked through together
 HALVINGS = 24  # of the range of values, until a quantile is known
 
 
+def first_least(x: Float[Array, " n"]) -> Int[Array, ""]:
+    """Where the least number is, the first of equal ones; XLA's own takes four times as long."""
+    return jnp.min(jnp.where(x == jnp.min(x), jnp.arange(len(x)), len(x) - 1))
+
+
 def smallest(x: Float[Array, " n"], many: int) -> tuple[Float[Array, " many"], Int[Array, " many"]]:
     """Find the smallest numbers and where they are, smallest first; of equal ones the first.
 
@@ -22,9 +27,9 @@ def smallest(x: Float[Array, " n"], many: int) -> tuple[Float[Array, " many"], I
 
     def take(k: Array, taken: tuple[Array, ...]) -> tuple[Array, ...]:
         x, least, values, places = taken
-        group = jnp.argmin(least)
+        group = first_least(least)
         here = lax.dynamic_index_in_dim(x, group, 0, keepdims=False)
-        place = jnp.argmin(here)
+        place = first_least(here)
         values = lax.dynamic_update_index_in_dim(values, least[group], k, 0)
         places = lax.dynamic_update_index_in_dim(places, GROUP * group + place, k, 0)
         rest = jnp.where(jnp.arange(GROUP) == place, jnp.inf, here)

@@ -30,6 +30,7 @@ References:
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -184,7 +185,8 @@ def nearest(far: Distances, distance: Float[Array, "scales blocks"]) -> Nearest:
     least, block = lax.map(lambda row: order.smallest(row, NEAREST), distance)
     scale = jnp.arange(len(SCALES))[:, None]
     within = view.rows[view.which, scale, :, block + view.rows.shape[3] - blocks]
-    return Nearest(least, lag_of(jnp.argmin(within, axis=2), block, blocks))
+    phase = jax.vmap(jax.vmap(order.first_least))(within)
+    return Nearest(least, lag_of(phase, block, blocks))
 
 
 def by_lag(far: Distances, scale: int) -> Float[Array, " lags"]:

@@ -12,7 +12,11 @@ from jax.stages import CompilerOptions
 
 # Compile options of a program that is one kernel: within it no call out of it may stand, and that
 # is what XLA makes of sums and products otherwise.
-WITHIN_A_KERNEL: CompilerOptions = {"xla_cpu_experimental_ynn_fusion_type": ""}
+WITHIN_A_KERNEL: CompilerOptions = {
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    # Of each sum it makes two, which takes longer for as few numbers as ours.
+    "xla_disable_hlo_passes": "tree_reduction_rewriter",
+}
 
 
 def prepare() -> None:
