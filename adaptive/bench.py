@@ -79,7 +79,13 @@ def latency(
     say(f"a gradient step: {1e6 * engine.learn_cost():.0f} us")
 
 
-def throughput(model: Model, channels: int, compiled: Compiled, say: Say) -> None:
+def throughput(
+    model: Model,
+    channels: int,
+    compiled: Compiled,
+    say: Say,
+    banks: Sequence[int] | None = None,
+) -> list[list[float]]:
     """Measure every level in full blocks of samples of different streams, in larger banks each.
 
     Args:
@@ -87,19 +93,24 @@ def throughput(model: Model, channels: int, compiled: Compiled, say: Say) -> Non
         channels: Of every stream.
         compiled: See `Compiled`.
         say: See `Say`.
+        banks: How many streams each has, `BANKS` if None.
+
+    Returns:
+        For each bank what a sample takes at each level [s].
     """
+    banks = banks or BANKS
     title = f"us a sample, the model in blocks of {BLOCK}, {channels} channels, one thread"
     table = Table(title=title, title_justify="left")
     heads = (
         "level",
-        *(f"{n} streams" if n > 1 else "1 stream" for n in BANKS),
-        f"a second, {BANKS[2]}",
+        *(f"{n} streams" if n > 1 else "1 stream" for n in banks),
+        f"a second, {banks[-2]}",
         "exponent",
     )
     for head in heads:
         table.add_column(head, justify="left" if head == "level" else "right")
     costs, size = [], 0.0
-    for streams in BANKS:
+    for streams in banks:
         engine = Engine(streams, channels, model)
         for name in engine.warm_up(learning=False):
             compiled(f"{name}, {streams} streams")
@@ -107,15 +118,20 @@ def throughput(model: Model, channels: int, compiled: Compiled, say: Say) -> Non
         costs.append(sample_costs(engine, streams))
     for k, level in enumerate(model.ladder()):
         row = [cost[k] for cost in costs]
-        grows = exponent(BANKS[1:], row[1:])
+        grows = exponent(banks[1:], row[1:])
         each = (f"{1e6 * one:.1f}" for one in row)
-        table.add_row(level.name, *each, f"{1 / row[2]:,.0f}", f"{grows:+.2f}")
+        table.add_row(level.name, *each, f"{1 / row[-2]:,.0f}", f"{grows:+.2f}")
     say(table)
-    say(f"state of a stream: {size / BANKS[-1] / 1024:.0f} KiB")
+    say(f"state of a stream: {size / banks[-1] / 1024:.0f} KiB")
+    return costs
 
 
-def growth(model: Model, compiled: Compiled, say: Say) -> None:
-    """Fit how a sample's time grows with channels, horizon and memory, at the highest level."""
+def growth(model: Model, compiled: Compiled, say: Say) -> dict[str, float]:
+    """Fit how a sample's time grows with channels, horizon and memory, at the highest level.
+
+    Returns:
+        The exponents.
+    """
     title = f"us a sample, one stream, in a block of {BLOCK}, highest level"
     table = Table(title=title, title_justify="left")
     for head in ("of", "sizes", "us", "exponent"):
@@ -125,6 +141,7 @@ def growth(model: Model, compiled: Compiled, say: Say) -> None:
         "horizon": [(size, 1, replace(model, horizon_samples=size)) for size in HORIZONS],
         "memory": [(size, 1, with_memory(model, size)) for size in MEMORIES],
     }
+    exponents = {}
     for name, cases in settings.items():
         costs = []
         for size, channels, settings_of_it in cases:
@@ -134,25 +151,36 @@ def growth(model: Model, compiled: Compiled, say: Say) -> None:
             costs.append(sample_costs(engine, 1, [last])[0])
         sizes = [size for size, *_ in cases]
         each = " ".join(f"{1e6 * cost:.0f}" for cost in costs)
-        row = name, " ".join(map(str, sizes)), each, f"{exponent(sizes, costs):.2f}"
-        table.add_row(*row)
+        exponents[name] = exponent(sizes, costs)
+        table.add_row(name, " ".join(map(str, sizes)), each, f"{exponents[name]:.2f}")
     say(table)
+    return exponents
 
 
-def start(say: Say) -> None:
-    """Start `adaptive run` twice, with nothing compiled and with everything on disk."""
+def start(say: Say) -> list[tuple[float, float]]:
+    """Start `adaptive run` twice, with nothing compiled and with everything on disk.
+
+    Returns:
+        Of both when it gave the first answer and when its models were ready [s].
+    """
     table = Table(title="from the start of the process, s", title_justify="left")
     for head in ("programs", "first answer", "models ready"):
         table.add_column(head, justify="left" if head == "programs" else "right")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("to be compiled", "on disk"):
-            table.add_row(name, *(f"{second:.1f}" for second in started(folder)))
+        both = [started(folder), started(folder)]
+    for name, times in zip(("to be compiled", "on disk"), both, strict=True):
+        table.add_row(name, *(f"{second:.1f}" for second in times))
     say(table)
+    return both
 
 
-def memory(model: Model, channels: int, compiled: Compiled, say: Say) -> None:
-    """Measure what is resident with a bank, after it has been compiled and used."""
-    before = resident()
+def memory(model: Model, channels: int, compiled: Compiled, say: Say) -> dict[int, float]:
+    """Measure what is resident with a bank, after it has been compiled and used.
+
+    Returns:
+        By the number of streams [MiB].
+    """
+    before, found = resident(), {}
     table = Table(title=f"resident, MiB, {channels} channels", title_justify="left")
     for head in ("streams", "compiled and used", "of it state"):
         table.add_column(head, justify="right")
@@ -162,11 +190,13 @@ def memory(model: Model, channels: int, compiled: Compiled, say: Say) -> None:
             compiled(f"{name}, {streams} streams")
         sample_costs(engine, streams, calls=-(-streams // BLOCK))
         state = sum(array.nbytes for array in (*engine.store.apart, engine.store.real)) / 2**20
-        table.add_row(str(streams), f"{resident():.0f}", f"{state:.0f}")
+        found[streams] = resident()
+        table.add_row(str(streams), f"{found[streams]:.0f}", f"{state:.0f}")
         del engine
     say(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     say(f"before: {before:.0f} MiB; at most, while compiling: {peak:.0f} MiB")
+    return found
 
 
 def signal(samples: int, channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -26,7 +27,7 @@ LOG = logging.getLogger(__name__)
 KEPT = 128  # programs on disk; the ones that were not used for longest go
 FOREIGN = "/jax/compilation_cache/cache_hits"  # what another cache gave cannot be written again
 
-_foreign: list[str] = []
+_heard: Counter[str] = Counter()
 
 
 def folder() -> Path:
@@ -60,9 +61,9 @@ def compiled(
         return jitted.lower(*args).compile(options)
     if program := load(path, args, out):
         return program
-    before = len(_foreign)
+    before = _heard[FOREIGN]
     program = jitted.lower(*args).compile(options)
-    if len(_foreign) == before:
+    if _heard[FOREIGN] == before:
         try:
             content, *_ = serialize_executable.serialize(program)
             keep(path, content)
@@ -153,9 +154,4 @@ def processor() -> str:
     return platform.machine() + platform.processor()
 
 
-def _count(event: str, **_: Any) -> None:
-    if event == FOREIGN:
-        _foreign.append(event)
-
-
-jax.monitoring.register_event_listener(_count)
+jax.monitoring.register_event_listener(lambda event, **_: _heard.update((event,)))

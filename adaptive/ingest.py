@@ -346,7 +346,16 @@ def once(model: Model, load: Load) -> tuple[np.ndarray, np.ndarray, Counter, dic
     return late, slack, levels, used
 
 
-def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> None:
+class Measured(NamedTuple):
+    """How an agent bore a load."""
+
+    answered: float  # share of the samples
+    late: tuple[float, float, float]  # [ms] from the intended time: p50, p99, p99.9
+    in_time: float  # share of the answers
+    refined: float  # share of the answers
+
+
+def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> list[Measured]:
     """Measure one load after the other and print the table.
 
     Args:
@@ -369,15 +378,26 @@ def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> None
     heads = "a second", "answered", "p50/p99/p99.9", "in time", "refined", "busy: loop/model"
     for head in heads:
         table.add_column(head, justify="right")
+    found = []
     for load in loads:
         late, slack, levels, used = once(model, load)
-        quantiles = np.quantile(1e3 * late, (0.5, 0.99, 0.999)) if len(late) else [np.nan] * 3
+        p50, p99, p999 = np.quantile(1e3 * late, (0.5, 0.99, 0.999)) if len(late) else [np.nan] * 3
+        found.append(
+            Measured(
+                len(late) / load.counted,
+                (float(p50), float(p99), float(p999)),
+                float(np.mean(slack >= 0)) if len(slack) else np.nan,
+                1 - levels["mandatory"] / max(len(late), 1),
+            )
+        )
+        answered, quantiles, in_time, refined = found[-1]
         table.add_row(
             f"{load.rate:,.0f}",
-            f"{len(late) / load.counted:.1%}",
+            f"{answered:.1%}",
             "/".join(f"{q:.1f}" for q in quantiles),
-            f"{np.mean(slack >= 0):.2%}" if len(slack) else "-",
-            f"{1 - levels['mandatory'] / max(len(late), 1):.1%}",
+            f"{in_time:.2%}",
+            f"{refined:.1%}",
             "/".join(f"{used[name]:.0%}" for name in ("event loop", "model")),
         )
     say(table)
+    return found

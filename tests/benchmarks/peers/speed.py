@@ -288,8 +288,14 @@ def main():
     parser.add_argument("--calls", type=int, default=60, help="of each in a round")
     parser.add_argument("--streams", type=int, default=256)
     args = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    runs = ours(args.streams) | limit(args.streams)
+    tables(measured(args.rounds, args.calls, args.streams), args.streams)
+
+
+def measured(rounds, calls, streams):
+    """Times of a sample [s], by name and the number of samples in a call."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    runs = ours(streams) | limit(streams)
     for peer in PEERS:
         try:
             runs |= peer()
@@ -297,15 +303,16 @@ def main():
             print(f"left out: {error}")
     laps = {name: [] for name in runs}
     rng = np.random.default_rng(0)
-    for number in range(args.rounds + 2):  # the first two warm up
+    for number in range(rounds + 2):  # the first two warm up
         for name, run in runs.items():
-            values = np.sin(np.arange(args.calls) / 20) + rng.normal(0, 0.1, args.calls)
+            values = np.sin(np.arange(calls) / 20) + rng.normal(0, 0.1, calls)
             for x in values.tolist():
                 begin = time.perf_counter()
                 run(x)
                 if number > 1:
                     laps[name].append((time.perf_counter() - begin) / name[1])
-    tables(laps, args.streams)
+    os.sched_setaffinity(0, before)
+    return laps
 
 
 def tables(laps, streams):
