@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adaptive import bench, ingest
@@ -183,7 +184,7 @@ def main():
             for row in part():
                 table.add_row(*row)
         except (ImportError, OSError, RuntimeError, ValueError, MemoryError) as error:
-            table.add_row(part.__name__, "", f"not measured: {error}")
+            table.add_row(part.__name__, "", escape(f"not measured: {error}"))
     OUT.print(table)
 
 
