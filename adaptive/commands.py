@@ -275,7 +275,7 @@ def row_at(text: str, time: Any) -> int:
 
 def bench_machine(args: argparse.Namespace) -> int:
     """`adaptive bench`."""
-    from adaptive import bench, ingest
+    from adaptive import bench, ingest, load
 
     if args.channels < 1 or args.samples < 1 or args.rate_hz < 0:
         raise ValueError("--channels and --samples must be at least 1, --rate-hz at least 0")
@@ -298,7 +298,7 @@ def bench_machine(args: argparse.Namespace) -> int:
             bench.memory(model, args.channels, compiled, say)
         elif args.what == "ingest":
             shared = args.streams, args.payload, args.seconds, args.qos, args.deadline_ms
-            loads = [ingest.Load(float(rate), *shared, args.driver) for rate in args.rates]
+            loads = [load.Load(float(rate), *shared, args.driver) for rate in args.rates]
             ingest.measure(model, loads, say)
         else:
             bench.start(say)

@@ -19,6 +19,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 MEASURES = {
     "adaptive.bench",
     "adaptive.ingest",
+    "adaptive.load",
     "adaptive.programs",
     "adaptive.prequential",
     "adaptive.commands",

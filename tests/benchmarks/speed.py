@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adaptive import bench, ingest
+from adaptive import bench, ingest, load
 from adaptive.engine import Engine
 from adaptive.settings import BLOCK, Model
 
@@ -117,8 +117,8 @@ def agent():
         (20_000, 1, 30, "p99 <= 30 ms"),
         (20_000, 64, 50, "p99 <= 50 ms at 200 k"),
     ):
-        load = ingest.Load(rate, 512, samples, 8.0, 0, deadline, "mqtt5")
-        (found,) = ingest.measure(Model(), [load], OUT.print)
+        asked = load.Load(rate, 512, samples, 8.0, 0, deadline, "mqtt5")
+        (found,) = ingest.measure(Model(), [asked], OUT.print)
         p50, p99, _ = found.late
         said = f"{p50:.1f}, p99 {p99:.1f} ms; {found.answered:.0%}, refined {found.refined:.0%}"
         yield f"MQTT, {samples} in a message, {rate:,} a second", wanted, said
