@@ -117,23 +117,33 @@ def key(source: ModuleType, form: Any, options: CompilerOptions | None) -> str:
         OSError: The sources cannot be read.
     """
     flags = os.environ.get("XLA_FLAGS", ""), os.environ.get("PJRT_NPROC", "")
-    versions = jax.__version__, version("jaxlib"), sys.version
+    versions = sys.version, *map(version, ("jax", "jaxlib", "numpy", "optax"))
     text = repr((form, options, flags, versions, jax.config.read("jax_enable_x64"), processor()))
     digest = hashlib.sha256(text.encode())
-    for path in sorted(sources(source)):
-        digest.update(path.read_bytes())
+    for name, module in sorted(sources(source).items()):
+        digest.update(f"{name} {constants(module)}".encode())
+        digest.update(Path(module.__file__ or "").read_bytes())
     return digest.hexdigest()
 
 
-def sources(module: ModuleType, known: set[Path] | None = None) -> set[Path]:
-    """The files of a module and of those that it uses of its own package."""
-    known = set() if known is None else known
-    path = Path(module.__file__ or "")
-    if path not in known:
-        known.add(path)
+def sources(
+    module: ModuleType, known: dict[str, ModuleType] | None = None
+) -> dict[str, ModuleType]:
+    """A module and those that it uses of its own package, by name."""
+    known = {} if known is None else known
+    if module.__name__ not in known:
+        known[module.__name__] = module
         for name in used(module):
             sources(sys.modules[name], known)
     return known
+
+
+def constants(module: ModuleType) -> dict[str, Any]:
+    """What is set in a module now: who tries another number there wants another program."""
+    own = vars(module).items()
+    return {
+        name: x for name, x in own if name[0] != "_" and isinstance(x, int | float | str | tuple)
+    }
 
 
 def used(module: ModuleType) -> Iterator[str]:

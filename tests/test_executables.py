@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from adaptive import executables, programs
+from adaptive import executables, experts, programs
 
 ONE = np.float32(1.0)
 
@@ -118,6 +118,13 @@ def test_what_another_cache_gave_is_not_kept(folder):
 
 
 def test_a_program_depends_on_what_its_module_uses_and_on_no_more():
-    names = {path.stem for path in executables.sources(programs)}
+    names = {name.removeprefix("adaptive.") for name in executables.sources(programs)}
     assert {"programs", "model", "experts", "ranks", "settings", "surprise", "usual"} <= names
     assert not {"loop", "controller", "engine", "sinks"} & names
+
+
+def test_a_constant_that_was_changed_by_hand_wants_another_program(folder, monkeypatch):
+    compiled()
+    monkeypatch.setattr(experts, "SHARPNESS", 2 * experts.SHARPNESS)
+    assert compiled()[1]
+    assert len(files(folder)) == 2
