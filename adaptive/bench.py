@@ -27,7 +27,11 @@ Say = Callable[[str | Table], None]  # called with each line and table
 
 BANKS = 1, 64, 256, 1024  # streams
 CALLS = 40  # of a block, for each figure of throughput
-CHANNELS, HORIZONS, MEMORIES = (1, 2, 4, 8, 16), (1, 4, 16, 48), (512, 1024, 2048, 4096, 8192)
+CHANNELS, HORIZONS, MEMORIES = (
+    (1, 2, 4, 8, 16),
+    (1, 4, 16, 48),
+    (512, 1024, 2048, 4096, 8192, 16384),
+)
 
 
 def latency(

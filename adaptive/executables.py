@@ -2,7 +2,7 @@
 
 To trace a program takes longer than to load what it was compiled to, so it is not looked up by its
 text, as in JAX's own cache, but by what the text comes from: its form, our sources and JAX. What is
-loaded was compiled for this very processor, and needs half the memory of what is compiled here.
+loaded was compiled for this very processor, and needs less memory than what is compiled here.
 """
 
 import hashlib
@@ -75,10 +75,13 @@ def compiled(
 def load(path: Path, args: tuple[Any, ...], out: Any) -> Compiled | None:
     """Read a program; None where there is none that can be read.
 
-    It is machine code, which the folder must keep from others: it is its owner's alone.
+    It is machine code, so where others than its owner may write nothing is read.
     """
     trees = jax.tree.structure((args, {})), jax.tree.structure(out)
     try:
+        about = path.parent.stat()
+        if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            raise PermissionError(f"{path.parent} must be ours, and writable by nobody else")
         program = serialize_executable.deserialize_and_load(path.read_bytes(), *trees)
         path.touch()
     except FileNotFoundError:

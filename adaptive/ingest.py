@@ -197,6 +197,11 @@ def measure(model: Model, loads: list[Load], say: Callable[[Any], None]) -> list
     for load in loads:
         if min(load.rate, load.streams, load.samples, load.seconds, load.deadline) <= 0:
             raise ValueError(f"rates, streams, payload, seconds must be positive, got {load}")
+        if load.counted < 1:
+            raise ValueError(
+                f"--seconds or --rates must be larger: in {load.seconds:g} s, at {load.rate:g} a "
+                f"second and {load.samples} in a message, no message is sent that counts"
+            )
     first = loads[0]
     title = (
         f"MQTT in to MQTT out, {first.streams} streams, {first.samples} samples a message, QoS "

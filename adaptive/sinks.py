@@ -18,7 +18,7 @@ from sensors.mqtt import Connection
 from sensors.sample import Sample, Unavailable
 
 ENCODER = msgspec.json.Encoder()
-TOGETHER = 64  # answers in one message, at most
+TOGETHER, BYTES = 64, 1 << 16  # answers in one message, at most, and what they may take
 
 
 class Result(NamedTuple):
@@ -122,9 +122,15 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
 
 
 def lists(contents: Sequence[bytes]) -> list[bytes]:
-    """Write JSON values as lists of up to `TOGETHER` of them."""
-    starts = range(0, len(contents), TOGETHER)
-    return [b"[%b]" % b",".join(contents[start : start + TOGETHER]) for start in starts]
+    """Write JSON values as lists of as many as fit: brokers refuse what is too long."""
+    groups, size = [], 0
+    for content in contents:
+        size += len(content) + 1
+        if not groups or len(groups[-1]) == TOGETHER or size > BYTES:
+            groups.append([])
+            size = len(content) + 1
+        groups[-1].append(content)
+    return [b"[%b]" % b",".join(group) for group in groups]
 
 
 class ListSink(list):
@@ -204,8 +210,8 @@ class MqttSink:
     alarms_only: bool = False
     """Leave out everything that is not an alarm."""
     together: bool = False
-    """Put up to 64 answers of a stream that are ready at once into one message, as a list; then
-    every message is a list."""
+    """Put up to 64 answers of a stream that are ready at once, 64 KiB at most, into one message, as
+    a list; then every message is a list."""
     connection: Connection | None = field(default=None, repr=False, compare=False)
     """The agent's connection, which the configuration hands in."""
 

@@ -88,6 +88,16 @@ def test_what_cannot_be_read_is_made_anew(folder, caplog, content):
     assert not compiled()[1]
 
 
+def test_nothing_is_read_where_others_may_write(folder, caplog):
+    compiled()
+    folder.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        assert compiled()[1]
+    assert "writable by nobody else" in caplog.text
+    folder.chmod(0o700)
+    assert not compiled()[1]
+
+
 def test_without_a_folder_programs_are_compiled_all_the_same(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

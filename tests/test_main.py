@@ -82,6 +82,7 @@ ERRORS = {
     "nothing to export": ("export", "--save {folder} --channels 0", "--channels must be"),
     "no samples": ("bench", "--samples 0", "--samples must be at least 1"),
     "no rate": ("bench", "ingest --rates 0", "must be positive"),
+    "no message": ("bench", "ingest --rates 1 --seconds 1 --payload 64", "must be larger"),
 }
 
 

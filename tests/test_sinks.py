@@ -7,6 +7,7 @@ import pytest
 
 from adaptive.controller import MANDATORY, Answer, Estimate, Explanation
 from adaptive.sinks import (
+    BYTES,
     TOGETHER,
     JsonLinesSink,
     ListSink,
@@ -15,6 +16,7 @@ from adaptive.sinks import (
     Sink,
     append,
     encode,
+    lists,
 )
 from adaptive.surprise import Surprise
 from sensors.mqtt import Broker, Connection
@@ -181,6 +183,27 @@ def test_what_could_be_written_in_part_is_taken_back(tmp_path):
 def test_a_topic_that_cannot_be_published_to_is_refused(topic):
     with pytest.raises(ValueError, match="sink.topic"):
         MqttSink(topic=topic)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([], []),
+        ([10] * (TOGETHER + 1), [TOGETHER, 1]),
+        ([BYTES // 2] * 3, [1, 1, 1]),
+        ([BYTES // 4] * 4, [3, 1]),
+        ([2 * BYTES, 5, 5], [1, 2]),
+    ],
+    ids=str,
+)
+def test_answers_are_put_together_as_long_as_they_fit(sizes, wanted):
+    contents = [b'"%b"' % (b"x" * (size - 2)) for size in sizes]
+    made = lists(contents)
+    assert [len(json.loads(one)) for one in made] == wanted
+    assert [one for group in made for one in json.loads(group)] == [
+        json.loads(content) for content in contents
+    ]
+    assert all(len(one) <= BYTES + 2 for one, n in zip(made, wanted, strict=True) if n > 1)
 
 
 @pytest.mark.parametrize("make", [ListSink, lambda: JsonLinesSink("x.jsonl"), MqttSink])

@@ -24,7 +24,6 @@ from adaptive.engine import Engine
 from adaptive.settings import BLOCK, Model
 
 OUT = Console(width=120)
-MEMORIES = 512, 1024, 2048, 4096, 8192, 16384
 MANY = 8192  # streams
 KEEP_WARM, IDLE = 2e-3, 10e-3  # [s]
 
@@ -105,7 +104,6 @@ def banks():
 
 def growing():
     """Exponents of a sample's time."""
-    bench.MEMORIES = MEMORIES
     for name, exponent in bench.growth(Model(), lambda name: None, OUT.print).items():
         yield f"time over {name}, exponent", "<= 1", f"{exponent:.2f}"
 
