@@ -1,11 +1,9 @@
 """Streaming multi-head attention: causal layers over a ring-buffer KV cache.
 
-A token is the newest sample of all channels, or a patch of the newest ones. It attends to the
-`window` newest tokens, a patch apart; keys and values are kept, so a sample costs O(window), not
-O(window^2), every sample is answered on arrival, and the answer equals what the whole window would
-give. Positions are relative (a penalty on age, one slope a head), so that cached keys never expire
-by moving. The last layer is read with one query, or, as a decoder, with one for each step ahead.
-The output starts at zero: an untrained encoder changes nothing.
+A token attends to the `window` newest tokens, a patch apart; keys and values are kept, so a sample
+costs O(window), not O(window^2), every sample is answered on arrival, and the answer equals what
+the whole window would give. Positions are relative (a penalty on age, one slope a head), so that
+cached keys never expire by moving. Each weight on what was attended to is there to be looked at.
 """
 
 from dataclasses import dataclass, replace
@@ -19,29 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from adaptive import ring
-
-
-class Layer(NamedTuple):
-    """One layer; `heads * head_dim = dim`."""
-
-    query: Float[Array, "dim heads head_dim"]
-    key: Float[Array, "dim heads head_dim"]
-    value: Float[Array, "dim heads head_dim"]
-    out: Float[Array, "heads head_dim dim"]
-    slope: Float[Array, " heads"]  # log of the penalty on age [1 / token]
-    up: Float[Array, "dim hidden"]
-    down: Float[Array, "hidden dim"]
-    scale: Float[Array, "norms dim"]  # of its two root-mean-square norms
-
-
-class Params(NamedTuple):
-    """All projections."""
-
-    embed: Float[Array, "patch_inputs dim"]
-    layers: tuple[Layer, ...]
-    ahead: Float[Array, "queries dim"]  # positions of a decoder's queries; else there are none
-    scale: Float[Array, " dim"]  # of the last norm
-    head: Float[Array, "dim outputs"]  # of each query; zero at the start
+from adaptive.layers import Layer, Params, ask, finish, norm, patches, read_out
 
 
 class Form(NamedTuple):
@@ -66,72 +42,9 @@ class Cache:
     form: Form
 
 
-def init_params(
-    rng: np.random.Generator,
-    inputs: int,
-    outputs: int,
-    *,
-    dim: int,
-    heads: int,
-    layers: int = 1,
-    patch: int = 1,
-    queries: int = 0,
-) -> Params:
-    """Random projections, scaled by fan-in; a head of zeros; slopes as in ALiBi.
-
-    NumPy makes them: each operation of JAX's is compiled first, which no start has time for.
-
-    Args:
-        rng: Draws them.
-        inputs: Numbers of a sample.
-        outputs: Numbers of the answer, of all queries.
-        dim: Width.
-        heads: Of each layer.
-        layers: At least 1.
-        patch: Samples in a token.
-        queries: Of the decoder; 0 for a single one without a position.
-
-    Raises:
-        ValueError: `heads` does not divide `dim`, or `queries` not `outputs`.
-    """
-    if dim % heads:
-        raise ValueError(f"dim must be a multiple of heads, got dim {dim} and {heads} heads")
-    if outputs % max(queries, 1):
-        raise ValueError(f"outputs must be a multiple of queries, got {outputs} and {queries}")
-
-    def array(numbers: np.ndarray) -> Array:
-        return jax.device_put(numbers.astype(np.float32))
-
-    def dense(fan_in: int, *shape: int) -> Array:
-        return array(rng.normal(0.0, fan_in**-0.5, shape))
-
-    def layer() -> Layer:
-        each = (dim, heads, dim // heads)
-        slope = 2.0 ** -(1.0 + 6.0 * np.arange(heads) / heads)
-        return Layer(
-            query=dense(dim, *each),
-            key=dense(dim, *each),
-            value=dense(dim, *each),
-            out=dense(dim, *each[1:], dim),
-            slope=array(np.log(slope)),
-            up=dense(dim, dim, 2 * dim),
-            down=dense(2 * dim, 2 * dim, dim),
-            scale=array(np.ones((2, dim))),
-        )
-
-    return Params(
-        embed=dense(patch * inputs, patch * inputs, dim),
-        layers=tuple(layer() for _ in range(layers)),
-        ahead=array(sinusoids(queries, dim)),
-        scale=array(np.ones(dim)),
-        head=array(np.zeros((dim, outputs // max(queries, 1)))),
-    )
-
-
-def sinusoids(queries: int, dim: int) -> np.ndarray:
-    """Positions [queries, dim] of the steps ahead, as in Vaswani et al., 2017."""
-    turns = np.arange(1, queries + 1)[:, None] * 1e4 ** -(2.0 * (np.arange(dim) // 2) / dim)
-    return np.where(np.arange(dim) % 2, np.cos(turns), np.sin(turns))
+def slopes(_dim: int, heads: int) -> Float[np.ndarray, " heads"]:
+    """Logarithms of the penalties on age [1 / token], at first, as in ALiBi."""
+    return np.log(2.0 ** -(1.0 + 6.0 * np.arange(heads) / heads))
 
 
 def init_cache(params: Params, form: Form, kept: int) -> Cache:
@@ -145,11 +58,6 @@ def init_cache(params: Params, form: Form, kept: int) -> Cache:
 def context(layers: int, form: Form) -> int:
     """How many samples before it an answer depends on."""
     return (layers * (form.window - 1) + 1) * form.patch - 1
-
-
-def norm(x: Float[Array, "*rows dim"], scale: Float[Array, " dim"]) -> Float[Array, "*rows dim"]:
-    """Root-mean-square normalisation (Zhang & Sennrich, 2019)."""
-    return x * scale / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 def project(
@@ -175,27 +83,11 @@ def attend(
     query = jnp.einsum("...qd,dhe->...qhe", norm(tokens, layer.scale[0]), layer.query[:, :heads])
     age = jnp.arange(window - 1, -1, -1, dtype=jnp.float32)
     logit = jnp.einsum("...qhe,...whe->...qhw", query, keys[..., :heads, :]) / head_dim**0.5
-    logit = logit - jnp.exp(layer.slope[:heads, None]) * age
+    logit = logit - jnp.exp(layer.fading[:heads, None]) * age
     # Not infinity: where nothing is there the softmax, and each gradient, would be NaN.
     weight = jax.nn.softmax(jnp.where(seen[..., None, None, :] > 0, logit, -1e30), axis=-1)
     mixed = jnp.einsum("...qhw,...whe->...qhe", weight, values[..., :heads, :])
-    x = tokens + jnp.einsum("...qhe,hed->...qd", mixed, layer.out[:heads])
-    hidden = jax.nn.gelu(norm(x, layer.scale[1]) @ layer.up[:, :units])
-    return x + hidden @ layer.down[:units], weight
-
-
-def ask(params: Params, token: Float[Array, "*rows dim"]) -> Float[Array, "*rows queries dim"]:
-    """The queries of the last layer."""
-    token = token[..., None, :]
-    return token + params.ahead if len(params.ahead) else token
-
-
-def read_out(
-    params: Params, x: Float[Array, "*rows queries dim"]
-) -> Float[Array, "*rows all_outputs"]:
-    """The outputs, query by query."""
-    out = norm(x, params.scale) @ params.head
-    return out.reshape(*out.shape[:-2], -1)
+    return finish(layer, tokens, mixed, units), weight
 
 
 def newest(rows: ring.Ring, count: Int[Array, ""], window: int, patch: int) -> Float[Array, "..."]:
@@ -277,12 +169,6 @@ def encode(
     return read_out(params, x), weight
 
 
-def patches(inputs: Float[Array, "rows inputs"], patch: int) -> Float[Array, "tokens numbers"]:
-    """The patch that ends at each row, from the first whole one on."""
-    tokens = inputs.shape[0] - patch + 1
-    return jnp.concatenate([inputs[k : k + tokens] for k in range(patch)], axis=1)
-
-
 def encode_window(
     params: Params, inputs: Float[Array, "rows inputs"], seen: Float[Array, " rows"], form: Form
 ) -> Float[Array, "queries outputs"]:
@@ -297,19 +183,81 @@ def encode_window(
     Returns:
         What `encode` returns after each of the last `queries` rows, with the whole window.
     """
+    token, seen = asked(params, inputs, seen, form)
+    last = params.layers[-1]
+    keys, values, there = windows(last, token, seen, form)
+    x, _ = attend(last, ask(params, token[reach(form) :]), keys, values, there)
+    return read_out(params, x)
+
+
+def reach(form: Form) -> int:
+    """How many tokens before it one attends to, those between a patch apart counted."""
+    return (form.window - 1) * form.patch
+
+
+def windows(
+    layer: Layer, token: Float[Array, "tokens dim"], seen: Float[Array, " tokens"], form: Form
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Keys, values and what was seen, in the window of each token that has a whole one."""
+    keys, values = project(layer, token)
+    rows = jnp.arange(len(token) - reach(form))[:, None] + form.patch * jnp.arange(form.window)
+    return keys[rows], values[rows], seen[rows]
+
+
+def asked(
+    params: Params, inputs: Float[Array, "rows inputs"], seen: Float[Array, " rows"], form: Form
+) -> tuple[Float[Array, "tokens dim"], Float[Array, " tokens"]]:
+    """The tokens that the last layer sees, and whether they are of the stream."""
     token = patches(inputs * seen[:, None], form.patch) @ params.embed
     seen = seen[form.patch - 1 :]
-    reach = (form.window - 1) * form.patch
-    for layer in params.layers:
-        keys, values = project(layer, token)
-        rows = jnp.arange(token.shape[0] - reach)[:, None] + form.patch * jnp.arange(form.window)
-        last = layer is params.layers[-1]
-        tokens = ask(params, token[reach:]) if last else token[reach:, None]
-        x, _ = attend(layer, tokens, keys[rows], values[rows], seen[rows])
-        if last:
-            return read_out(params, x)
-        token, seen = x[:, 0], seen[reach:]
-    raise ValueError("an encoder needs at least one layer")
+    for layer in params.layers[:-1]:
+        x, _ = attend(layer, token[reach(form) :, None], *windows(layer, token, seen, form))
+        token, seen = x[:, 0], seen[reach(form) :]
+    return token, seen
+
+
+def looked(
+    params: Params, cache: Cache, count: Int[Array, ""], *, window: int, heads: int | None = None
+) -> Float[Array, " window"]:
+    """How the newest answer attended to the newest tokens: mean over heads and queries.
+
+    Args:
+        params: The projections.
+        cache: As it was when the answer was made.
+        count: Number of the newest sample.
+        window: Of the answer, static.
+        heads: Of the answer, static.
+
+    Returns:
+        The weights, oldest token first; they sum to 1.
+    """
+    rows = context(len(params.layers), cache.form) + 1
+    inputs = ring.last(cache.inputs, count, rows)
+    seen = (jnp.arange(rows - 1, -1, -1) <= count).astype(jnp.float32)
+    token = asked(params, inputs, seen, cache.form)[0][-1]
+    weight = encode(params, cache, token, count, window=window, heads=heads)[1]
+    return jnp.mean(weight, axis=(0, 1))
+
+
+def matured(
+    params: Params, cache: Cache, newest: Int[Array, ""], moments: int
+) -> tuple[Float[Array, "moments outputs"], Int[Array, " moments"], Float[Array, " moments"]]:
+    """Give the answers to samples that were seen anew; differentiable in `params`.
+
+    Args:
+        params: The projections.
+        cache: Made to keep as many answers as there are moments up to the newest sample.
+        newest: Number of the last of these samples.
+        moments: How many.
+
+    Returns:
+        The answers, the numbers of their samples, and 1 where such a sample was, else 0.
+    """
+    rows = context(len(params.layers), cache.form) + moments
+    inputs = ring.last(cache.inputs, newest, rows)
+    seen = (jnp.arange(rows - 1, -1, -1) <= newest).astype(jnp.float32)
+    got = encode_window(params, inputs, seen, cache.form)
+    return got, newest - jnp.arange(moments - 1, -1, -1), seen[-moments:]
 
 
 def reproject(params: Params, cache: Cache, count: Int[Array, " streams"]) -> Cache:

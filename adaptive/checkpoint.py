@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
-VERSION = 10  # of the format of the file
+VERSION = 11  # of the format of the file
 LOG = logging.getLogger(__name__)
 
 

@@ -3,7 +3,8 @@
 What a level leaves out is the end of the last layer's heads and hidden units, so the most important
 ones stand first. How important one is, is learned online: how far the loss would move, to first
 order, if it were not there. The order of heads and units changes nothing of what all of them
-together compute.
+together compute. The heads of a delta layer stay where they are, as what is kept of the past is by
+head and not made anew.
 
 References:
     Molchanov et al., Importance estimation for neural network pruning, 2019; Michel et al., Are
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from adaptive import attention
+from adaptive.delta import Gates
+from adaptive.layers import Layer, Params
 
 MOST = 127  # of a whole number in eight bits
 RATE = 1 / 64  # of the running means, in gradient steps
@@ -29,14 +31,19 @@ class Importance(NamedTuple):
     units: Float[Array, " hidden"]
 
 
-def init(params: attention.Params) -> Importance:
+def init(params: Params) -> Importance:
     """Nothing is known: the order stays."""
     layer = params.layers[-1]
-    return Importance(jnp.zeros_like(layer.slope), jnp.zeros_like(layer.down[:, 0]))
+    return Importance(jnp.zeros_like(layer.out[:, 0, 0]), jnp.zeros_like(layer.down[:, 0]))
+
+
+def fixed(layer: Layer) -> bool:
+    """Whether heads have to stay where they are."""
+    return isinstance(layer.fading, Gates)
 
 
 def weigh(
-    known: Importance, params: attention.Params, slopes: attention.Params
+    known: Importance, params: Params, slopes: Params
 ) -> tuple[Importance, Int[Array, " heads"], Int[Array, " hidden"]]:
     """Take in the slopes of one gradient step.
 
@@ -54,29 +61,29 @@ def weigh(
         jnp.abs(jnp.sum(layer.out * slope.out, axis=(1, 2))),
         jnp.abs(jnp.sum(layer.down * slope.down, axis=1)),
     )
+    if fixed(layer):
+        felt = felt._replace(heads=jnp.zeros_like(felt.heads))
     means = jax.tree.map(lambda old, new: old + RATE * (new - old), known, felt)
     heads, units = jnp.argsort(-means.heads), jnp.argsort(-means.units)
     return Importance(means.heads[heads], means.units[units]), heads, units
 
 
-def ordered(
-    params: attention.Params, heads: Int[Array, " heads"], units: Int[Array, " hidden"]
-) -> attention.Params:
+def ordered(params: Params, heads: Int[Array, " heads"], units: Int[Array, " hidden"]) -> Params:
     """Put the heads and hidden units of the last layer in another order."""
     layer = params.layers[-1]
-    layer = layer._replace(
-        query=layer.query[:, heads],
-        key=layer.key[:, heads],
-        value=layer.value[:, heads],
-        out=layer.out[heads],
-        slope=layer.slope[heads],
-        up=layer.up[:, units],
-        down=layer.down[units],
-    )
+    if not fixed(layer):
+        layer = layer._replace(
+            query=layer.query[:, heads],
+            key=layer.key[:, heads],
+            value=layer.value[:, heads],
+            out=layer.out[heads],
+            fading=layer.fading[heads],
+        )
+    layer = layer._replace(up=layer.up[:, units], down=layer.down[units])
     return params._replace(layers=(*params.layers[:-1], layer))
 
 
-def rounded(params: attention.Params) -> attention.Params:
+def rounded(params: Params) -> Params:
     """Round to what eight bits hold, with a unit for each column of a matrix."""
     return jax.tree.map(lambda one: unpacked(*packed(one)), params)
 

@@ -54,6 +54,7 @@ class Explanation(NamedTuple):
     channel: Float[np.ndarray, " channels"]  # share in the distance to the nearest moments
     expert: Float[np.ndarray, " experts"]  # weight of each of `settings.EXPERTS`
     gain: Float[np.ndarray, " corrections"]  # how much of recall's and the encoder's is served
+    encoder: str  # which kind of `settings.ENCODERS` took part; "" where it is off
 
 
 class Estimate(NamedTuple):
@@ -248,16 +249,18 @@ class Controller:
         anchors = np.array([one.anchor for one in call.samples])[:, None]
         out["forecast"] = (out["forecast"] + anchors).astype(np.float32)
         out["lag"] = out["lag"].astype(np.int32)
-        causes = CAUSES if self.levels[call.level].memory_samples else WITHOUT_RECALL
+        level = self.levels[call.level]
+        causes = CAUSES if level.memory_samples else WITHOUT_RECALL
+        encoder = self.settings.encoder if level.window_samples else ""
         estimates, compared = [], out["surprise"].tolist()
-        about = (out[name] for name in ("forecast", "spread", "loss", *Explanation._fields))
+        about = (out[name] for name in ("forecast", "spread", "loss", *Explanation._fields[:-1]))
         for one, (*rank, which), forecast, spread, loss, *why in zip(
             call.samples, compared, *about, strict=True
         ):
             self.due[one.stream] += 1
             part = int(which)
             surprise, cause = Surprise._make((*rank, part)), causes[part] if part >= 0 else ""
-            said = surprise, cause, forecast, spread, Explanation._make(why), loss
+            said = surprise, cause, forecast, spread, Explanation._make((*why, encoder)), loss
             estimates.append(Estimate(one.stream, one.index, call.level, *said))
         return estimates
 

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from adaptive import ring
+from adaptive.compression import fixed
 from adaptive.controller import Controller
 from adaptive.engine import Engine
 from adaptive.model import Params, State
@@ -76,8 +77,9 @@ def report(
 def parameters(params: Params, level: Level) -> int:
     """How many shared parameters take part at a level; keys and values are kept at each."""
     layer = params.encoder.layers[-1]
-    heads, units = len(layer.slope), len(layer.down)
-    by_head = numbers((layer.query, layer.out, layer.slope)) // heads
+    heads, units = len(layer.out), len(layer.down)
+    fading = () if fixed(layer) else layer.fading
+    by_head = numbers((layer.query, layer.out, fading)) // heads
     by_unit = numbers((layer.up, layer.down)) // units
     encoder = numbers(params.encoder) - (heads - (level.heads or heads)) * by_head
     encoder -= (units - (level.units or units)) * by_unit

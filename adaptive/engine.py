@@ -16,12 +16,9 @@ from jaxtyping import Float
 
 from adaptive import model, programs, runtime
 from adaptive.explain import Effects
-from adaptive.model import Shape
 from adaptive.programs import Programs
 from adaptive.settings import BLOCK, Level, Model
 from adaptive.store import Layout
-
-ORIGINS = 32  # moments that one gradient step learns from
 
 
 class Engine:
@@ -37,27 +34,18 @@ class Engine:
         """
         runtime.prepare()
         s = settings
-        self.shape = Shape(
-            channels,
-            s.horizon_samples,
-            s.memory_samples,
-            s.window_samples,
-            s.dim,
-            s.heads,
-            ORIGINS,
-            s.layers,
-            s.patch_samples,
-            s.decoder,
-            s.int8,
-            s.replay_moments,
-            len(s.ladder()),
-        )
+        self.shape = s.shape(channels)
         params = model.init_params(np.random.default_rng(s.seed), self.shape)
         bank = partial(model.bank, shape=self.shape, streams=streams)
         self.layout = Layout(jax.eval_shape(bank, params))
         objective = s.objective if s.learn_every_samples else None
-        self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective)
-        self.params, self.numbers, self.learned, self.store = self.programs.start(params)
+        self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective, params)
+        self.numbers, self.learned, self.store = self.programs.start(params)
+
+    @property
+    def params(self) -> model.Params:
+        """The parameters, as copies in NumPy."""
+        return self.programs.tree(np.array(self.numbers))
 
     @property
     def bank(self) -> model.State:
@@ -79,7 +67,7 @@ class Engine:
         Yields:
             The name of each program when it is ready.
         """
-        yield from self.programs.compile(self.params, self.learned, self.store, levels, learning)
+        yield from self.programs.compile(self.numbers, self.learned, self.store, levels, learning)
 
     def take_programs(self, other: "Engine") -> None:
         """Use what another engine of the same shape has compiled.
@@ -93,11 +81,11 @@ class Engine:
 
     def costs(self) -> list[dict[int, float]]:
         """Measure, on copies, what a call of each level costs [s], by its number of samples."""
-        return self.programs.costs(self.params, self.store)
+        return self.programs.costs(self.numbers, self.store)
 
     def learn_cost(self) -> float:
         """Measure, on copies, what a gradient step costs [s]; 0 if none are taken."""
-        return self.programs.learn_cost(self.params, self.learned, self.store)
+        return self.programs.learn_cost(self.numbers, self.learned, self.store)
 
     def run(
         self, level: int, block: Float[np.ndarray, "rows inputs"]
@@ -124,18 +112,8 @@ class Engine:
         Returns:
             Whether it landed: it was finite, and the encoder did not go back to its anchor.
         """
-        if self.programs.learn is None:
-            raise RuntimeError(
-                "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
-            )
-        if self.programs.gather and int(np.asarray(self.learned.waiting)) < self.programs.waits:
-            self.learned, self.store, report = self.programs.gather(
-                self.params, self.learned, self.store, np.int32(stream)
-            )
-            return bool(np.asarray(report.landed))
-        self.params, self.numbers, self.learned, self.store, report = self.programs.learn(
-            self.params, self.learned, self.store, np.int32(stream)
-        )
+        after = self.programs.step(self.numbers, self.learned, self.store, stream)
+        self.numbers, self.learned, self.store, report = after
         return bool(np.asarray(report.landed))
 
     def step(self, level: Level) -> Lowered:
@@ -148,7 +126,7 @@ class Engine:
         """What carried the newest answer of a stream; compiles when it is first asked."""
         if not level.memory_samples:
             raise ValueError(f"level {level.name} has no memory to explain by")
-        return self.programs.explain(self.params, self.store, stream, level)
+        return self.programs.explain(self.numbers, self.store, stream, level)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All state, by name; it does not change."""
@@ -160,10 +138,8 @@ class Engine:
         paths, form = jax.tree_util.tree_flatten_with_path(self._trees())
         leaves = [arrays[jax.tree_util.keystr(path)] for path, _ in paths]
         params, learned, bank = jax.tree.unflatten(form, leaves)
-        self.params, self.learned, self.store = programs.copied(
-            (params, learned, self.layout.pack(bank))
-        )
-        self.numbers = programs.side_by_side(self.params)
+        self.learned, self.store = programs.copied((learned, self.layout.pack(bank)))
+        self.numbers = programs.side_by_side(params)
 
     def _trees(self) -> tuple:
         return self.params, self.learned, self.bank

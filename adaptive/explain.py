@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from adaptive import analogues, corrections, experts, glitch, model, packed, recall
+from adaptive import (
+    analogues,
+    attention,
+    corrections,
+    experts,
+    glitch,
+    layers,
+    model,
+    packed,
+    recall,
+)
 from adaptive.settings import EXPERTS, Level
 
 ALONE = 1e-6  # what others weigh together at least, or the part was the only one
@@ -26,6 +36,9 @@ class Effects(NamedTuple):
     effect: Float[Array, " moments"]  # mean change of the forecast without each [deviations]
     expert_weight: Float[Array, " experts"]  # mean over steps and channels
     expert_effect: Float[Array, " experts"]  # [deviations]
+    looked: Float[
+        Array, " tokens"
+    ]  # the encoder's weights, newest token first; none of delta layers
 
 
 def moved(
@@ -82,4 +95,14 @@ def effects(params: model.Params, state: model.State, level: Level) -> Effects:
         jnp.mean(jnp.abs(change), axis=(1, 2)),
         jnp.mean(trust, axis=(1, 2)),
         jnp.mean(jnp.abs(moves), axis=(1, 2)),
+        looked(params.encoder, state, level),
     )
+
+
+def looked(params: layers.Params, state: model.State, level: Level) -> Float[Array, " tokens"]:
+    """What the encoder attended to, newest first; nothing where it has no weights on tokens."""
+    window, cache = level.window_samples, state.cache
+    if not window or not isinstance(cache, attention.Cache):
+        return jnp.zeros(0)
+    heads = level.heads or None
+    return attention.looked(params, cache, state.count, window=window, heads=heads)[::-1]

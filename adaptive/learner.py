@@ -2,14 +2,17 @@
 
 A step learns from one stream: the encoder from the errors that the trunk made at the newest
 moments whose whole horizon is known, recall from the slopes that were gathered since its last
-step. Steps are bounded (Huber loss, clipped norm, Adam), a step that is not finite never lands,
-recall's penalties stay within a factor of their first values, and keys and values in every cache
-are made anew afterwards. As that takes longer the more streams there are, a step of a large bank is
-that of the mean gradient of several streams, gathered one after another.
+step. Steps are bounded (Huber loss, clipped norm, Adam), a step that is not finite never lands, and
+recall's penalties stay within a factor of their first values. What caches keep of the parameters
+has to be made anew afterwards. In a large bank a step is that of the mean gradient of several
+streams, gathered one after another.
 
 What has no gradient is made small by random search: `misses`, the share of errors larger than the
 trunk's usual one, which is what a limit cares for. Then the encoder's readout moves by what pairs
 of opposite random steps tell of the objective; Adam, bounds and judgement are the same.
+
+What is as large as the parameters is kept side by side in one array: each array of a call, and each
+operation on one, costs microseconds.
 
 An anchor stands beside the encoder: the parameters that were last found good. Before each step
 both are judged on the same matured moments, which neither has learned from. If in the mean the
@@ -24,15 +27,17 @@ References:
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from adaptive import analogues, attention, compression, glitch, model, packed, ring
-from adaptive.model import Params, Shape
+from adaptive import analogues, compression, encoder, glitch, layers, model, packed, ring
+from adaptive.model import Params
+from adaptive.settings import Shape
 
 Tree = TypeVar("Tree")  # of arrays
 
@@ -51,15 +56,15 @@ WORSE = 0.02  # relative: an encoder that is worse than its anchor by so much go
 class State(NamedTuple):
     """What a learner remembers beside the parameters."""
 
-    momenta: optax.OptState
-    whole: attention.Params | None  # where eight bits are served: what they are rounded from
-    anchor: attention.Params  # not rounded
+    momenta: optax.OptState  # of all parameters
+    whole: Float[Array, " encoder"] | None  # where eight bits are served: before they were rounded
+    anchor: Float[Array, " encoder"]  # not rounded
     importance: compression.Importance
     usual: Float[Array, ""]  # discounted mean of the anchor's loss
     excess: Float[Array, ""]  # and of what the encoder's was more
     steps: Int[Array, ""]  # since the anchor and the encoder were the same
     taken: Int[Array, ""]  # steps in all; each draws other numbers
-    gathered: Params  # sum of gradients since the last step
+    gathered: Float[Array, " numbers"]  # sum of gradients since the last step
     waiting: Int[Array, ""]  # how many
 
 
@@ -75,20 +80,25 @@ def optimiser() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(LARGEST_STEP), optax.scale_by_adam())
 
 
+def flat(params: Any) -> Float[Array, " numbers"]:
+    """Parameters in one array."""
+    return ravel_pytree(params)[0]
+
+
 def init(params: Params, shape: Shape) -> State:
     """Nothing learned: the parameters are their own anchor."""
     zero = jnp.float32(0.0)
     none = jnp.int32(0)
-    encoder = params.encoder
-    whole = encoder if shape.int8 else None
-    known = compression.init(encoder)
-    nothing = jax.tree.map(jnp.zeros_like, params)
-    first = optimiser().init(params)
-    return State(first, whole, encoder, known, zero, zero, none, none, nothing, none)
+    serves = flat(params.encoder)
+    whole = serves if shape.int8 else None
+    known = compression.init(params.encoder)
+    nothing = jnp.zeros_like(flat(params))
+    first = optimiser().init(nothing)
+    return State(first, whole, serves, known, zero, zero, none, none, nothing, none)
 
 
 def loss(
-    params: attention.Params, state: model.State, shape: Shape, objective: str = "huber"
+    params: layers.Params, state: model.State, shape: Shape, objective: str = "huber"
 ) -> Float[Array, ""]:
     """Loss of the encoder against the trunk's errors after the newest matured moments.
 
@@ -102,12 +112,9 @@ def loss(
         The mean over moments, steps and channels.
     """
     newest = state.count - shape.horizon  # the newest moment whose errors are all known
-    rows = attention.context(shape.layers, state.cache.form) + shape.origins
-    inputs = ring.last(state.cache.inputs, newest, rows)
-    seen = (jnp.arange(rows - 1, -1, -1) <= newest).astype(jnp.float32)
-    moments = newest - jnp.arange(shape.origins - 1, -1, -1)
-    got = attention.encode_window(params, inputs, seen, state.cache.form)
-    return lost(state, moments, got, seen[-shape.origins :], objective)
+    matured = encoder.of(state.cache).matured
+    got, moments, known = matured(params, state.cache, newest, shape.origins)
+    return lost(state, moments, got, known, objective)
 
 
 def lost(
@@ -129,7 +136,7 @@ def lost(
 
 
 def replay(
-    params: attention.Params, state: model.State, shape: Shape, taken: Int[Array, ""]
+    params: layers.Params, state: model.State, shape: Shape, taken: Int[Array, ""]
 ) -> Float[Array, ""]:
     """Loss against the trunk's errors after older moments, spread over all that are remembered.
 
@@ -139,7 +146,8 @@ def replay(
         shape: Of the model; `replayed` moments are learned from.
         taken: Gradient steps so far; each looks at other moments.
     """
-    context = attention.context(shape.layers, state.cache.form)
+    kind = encoder.of(state.cache)
+    context = kind.context(shape.layers, state.cache.form)
     oldest = jnp.minimum(state.count, shape.memory - context - 1)
     # Multiples of the golden ratio spread evenly, and need no seconds to compile.
     turns = (taken * shape.replayed + jnp.arange(shape.replayed)).astype(jnp.uint32) * jnp.uint32(
@@ -151,7 +159,7 @@ def replay(
     rows = moments[:, None] - jnp.arange(context, -1, -1)
     inputs = remembered(state, rows)
     seen = (rows >= 0).astype(jnp.float32)
-    encode = partial(attention.encode_window, params, form=state.cache.form)
+    encode = partial(kind.encode_window, params, form=state.cache.form)
     got = jax.vmap(lambda inputs, seen: encode(inputs, seen)[0])(inputs, seen)
     known = ((oldest >= shape.horizon) & (moments >= 0)).astype(jnp.float32)
     return lost(state, moments, got, known, "huber")
@@ -197,7 +205,7 @@ def gradient(
 
 def gather(
     params: Params, learned: State, row: model.State, shape: Shape, objective: str = "huber"
-) -> tuple[State, model.State, Report]:
+) -> tuple[State, Report]:
     """Keep the gradient of one stream for the next step.
 
     Args:
@@ -208,88 +216,82 @@ def gather(
         objective: Static; see `loss`.
 
     Returns:
-        Learner and stream, and whether the gradient was finite; else it is left out.
+        The learner, and whether the gradient was finite; else it is left out. What the stream has
+        gathered in `slope` is spent.
     """
     value, slopes = gradient(params, learned, row, shape, objective)
-    finite = all_finite(slopes)
-    gathered = jax.tree.map(jnp.add, learned.gathered, slopes)
-    kept = learned._replace(gathered=gathered, waiting=learned.waiting + 1)
-    row = row._replace(slope=jnp.zeros_like(row.slope))
-    return chosen(finite, kept, learned), row, Report(value, finite)
+    slopes = flat(slopes)
+    finite = jnp.isfinite(slopes).all()
+    learned = learned._replace(
+        gathered=learned.gathered + jnp.where(finite, slopes, 0.0),
+        waiting=learned.waiting + finite,
+    )
+    return learned, Report(value, finite)
 
 
 def step(
-    params: Params,
-    learned: State,
-    bank: model.State,
-    stream: Int[Array, ""],
-    shape: Shape,
-    objective: str = "huber",
-) -> tuple[Params, State, model.State, Report]:
+    params: Params, learned: State, row: model.State, shape: Shape, objective: str = "huber"
+) -> tuple[Params, State, Report]:
     """Take one step, along the gradient of one stream and what has been gathered of others.
 
     Args:
         params: Shared by the bank.
         learned: From `init`, or the step before.
-        bank: All streams, on a leading axis.
-        stream: Which stream to learn from.
+        row: The stream.
         shape: Of the model, static.
         objective: Static; see `loss`.
 
     Returns:
-        Parameters, learner and bank after the step, and a report. The caches are consistent with
-        the parameters that are returned.
+        Parameters and learner after the step, and a report. What the stream has gathered in `slope`
+        is spent, and caches are of the old parameters: `model.anew`.
     """
-    row = ring.of_stream(bank, stream)
     of = partial(loss, state=row, shape=shape, objective=objective)
+    numbers, tree = ravel_pytree(params)
+    encoders = ravel_pytree(params.encoder)[1]
     value, slopes = gradient(params, learned, row, shape, objective)
-    many = learned.waiting + 1
-    slopes = jax.tree.map(lambda one, others: (one + others) / many, slopes, learned.gathered)
+    one = (flat(slopes) + learned.gathered) / (learned.waiting + 1)
     learned = learned._replace(
-        gathered=jax.tree.map(jnp.zeros_like, slopes), waiting=jnp.zeros_like(learned.waiting)
+        gathered=jnp.zeros_like(numbers), waiting=jnp.zeros_like(learned.waiting)
     )
-    served = compression.rounded if shape.int8 else lambda encoder: encoder
-    steps, moved = optimiser().update(slopes, learned.momenta, params)
-    whole = params._replace(encoder=learned.whole) if shape.int8 else params
-    stepped = jax.tree.map(lambda one, step, rate: one - rate * step, whole, steps, rates(params))
-    stepped = stepped._replace(recall=bounded(stepped.recall))
-    finite = all_finite((value, slopes, stepped))
-    judged, goes_back = judge(learned, whole.encoder, value, of(served(learned.anchor)))
-    stepped = stepped._replace(encoder=chosen(goes_back, judged.anchor, stepped.encoder))
-    moved = chosen(goes_back, optimiser().init(params), moved)
-    importance, *order = compression.weigh(learned.importance, params.encoder, slopes.encoder)
-    judged = judged._replace(momenta=moved, importance=importance)
+    if learned.whole is not None:
+        numbers = flat(params._replace(encoder=encoders(learned.whole)))
+    steps, moved = optimiser().update(one, learned.momenta)
+    stepped = numbers - rates(params) * jnp.asarray(steps)
+    finite = jnp.isfinite(value) & jnp.isfinite(one).all() & jnp.isfinite(stepped).all()
+    stepped = tree(stepped)
+    served = compression.rounded if shape.int8 else lambda unchanged: unchanged
+    anchors = of(served(encoders(learned.anchor)))
+    judged, goes_back = judge(learned, flat(tree(numbers).encoder), value, anchors)
+    stepped = Params(
+        bounded(stepped.recall),
+        encoders(jnp.where(goes_back, judged.anchor, flat(stepped.encoder))),
+    )
+    moved = chosen(goes_back, optimiser().init(numbers), moved)
+
     # All that has the form of the encoder keeps its order.
-    stepped, judged = jax.tree.map(
-        lambda one: compression.ordered(one, *order) if is_encoder(one) else one,
-        (stepped, judged),
-        is_leaf=is_encoder,
+    importance, *order = compression.weigh(learned.importance, params.encoder, tree(one).encoder)
+
+    def ordered(one: Params) -> Params:
+        return one._replace(encoder=compression.ordered(one.encoder, *order))
+
+    stepped = ordered(stepped)
+    judged = judged._replace(
+        momenta=jax.tree.map(lambda a: flat(ordered(tree(a))) if a.ndim else a, moved),
+        anchor=flat(compression.ordered(encoders(judged.anchor), *order)),
+        importance=importance,
     )
     if shape.int8:
-        judged = judged._replace(whole=stepped.encoder)
+        judged = judged._replace(whole=flat(stepped.encoder))
         stepped = stepped._replace(encoder=served(stepped.encoder))
-    params, learned = chosen(finite, (stepped, judged), (params, learned))
-    cache = attention.reproject(params.encoder, bank.cache, bank.count)
-    bank = bank._replace(cache=cache, slope=bank.slope.at[stream].set(0.0))
-    return params, learned, bank, Report(value, finite & ~goes_back)
+    stepped = jnp.where(finite, flat(stepped), flat(params))
+    return tree(stepped), chosen(finite, judged, learned), Report(value, finite & ~goes_back)
 
 
-def all_finite(tree: object) -> Bool[Array, ""]:
-    """Whether every number is finite."""
-    return jnp.stack([jnp.isfinite(one).all() for one in jax.tree.leaves(tree)]).all()
-
-
-def is_encoder(one: object) -> bool:
-    """Whether a part of a tree has the form of the encoder's parameters."""
-    return isinstance(one, attention.Params)
-
-
-def rates(params: Params) -> Params:
+def rates(params: Params) -> Float[Array, " numbers"]:
     """How far each parameter steps."""
-    return Params(
-        jax.tree.map(lambda _: RECALL_RATE, params.recall),
-        jax.tree.map(lambda _: ENCODER_RATE, params.encoder),
-    )
+    sizes = (flat(one).size for one in params)
+    each = zip((RECALL_RATE, ENCODER_RATE), sizes, strict=True)
+    return jnp.concatenate([jnp.full(size, rate) for rate, size in each])
 
 
 def bounded(params: analogues.Params) -> analogues.Params:
@@ -303,7 +305,7 @@ def bounded(params: analogues.Params) -> analogues.Params:
 
 def judge(
     learned: State,
-    encoder: attention.Params,
+    served: Float[Array, " encoder"],
     value: Float[Array, ""],
     anchors: Float[Array, ""],
 ) -> tuple[State, Bool[Array, ""]]:
@@ -311,7 +313,7 @@ def judge(
 
     Args:
         learned: What was found before.
-        encoder: As it was judged.
+        served: The encoder, as it was judged.
         value: Its loss.
         anchors: The anchor's loss on the same moments.
 
@@ -327,7 +329,7 @@ def judge(
     better, worse = enough & (excess < 0), enough & (excess > WORSE * usual)
     anew = better | worse
     state = learned._replace(
-        anchor=chosen(better, encoder, learned.anchor),
+        anchor=jnp.where(better, served, learned.anchor),
         usual=jnp.where(anew, 0.0, usual),
         excess=jnp.where(anew, 0.0, excess),
         steps=jnp.where(anew, 0, steps),

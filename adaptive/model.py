@@ -18,18 +18,19 @@ from adaptive import (
     analogues,
     attention,
     coarse,
-    compression,
     corrections,
     drift,
+    encoder,
     experts,
     glitch,
+    layers,
     moments,
     ranks,
     recall,
     ring,
     seasons,
 )
-from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level
+from adaptive.settings import EXPERTS, FEEDBACK_REACH, KINDS, Level, Shape
 
 TRUNK, RECALL, SERVED = (KINDS.index(kind) for kind in ("trunk", "recall", "served"))
 DISTANCES = len(recall.SCALES)  # sample by sample, and of means
@@ -38,29 +39,11 @@ SLOPES = analogues.PARAMETERS  # whose slopes are kept
 LEAST_ERROR = 1e-3  # [standard deviations] that is usual of a step
 
 
-class Shape(NamedTuple):
-    """What fixes the size of every array."""
-
-    channels: int
-    horizon: int  # [samples]
-    memory: int  # [samples], a power of two
-    window: int  # [samples]
-    dim: int
-    heads: int
-    origins: int  # moments that one gradient step learns from
-    layers: int = 1
-    patch: int = 1  # [samples]
-    decoder: bool = False  # a query for each step ahead
-    int8: bool = False  # the encoder's weights are rounded to eight bits
-    replayed: int = 0  # older moments that one gradient step learns from
-    levels: int = 1  # of computation
-
-
 class Params(NamedTuple):
     """What gradients adjust; shared by all streams of a bank."""
 
     recall: analogues.Params
-    encoder: attention.Params
+    encoder: layers.Params
 
 
 class State(NamedTuple):
@@ -80,7 +63,7 @@ class State(NamedTuple):
     memory: analogues.State
     coarse: coarse.State
     level: Float[Array, " channels"]  # mean of the newest `LEVEL` samples
-    cache: attention.Cache
+    cache: encoder.Cache
     made: Float[Array, "horizon made channels"]  # newest forecasts: KINDS, slopes of recall
     forecasts: ring.Ring  # (horizon, made, channels) the earlier ones
     loss: Float[Array, "kinds horizon channels"]  # discounted squared error [variances]
@@ -106,23 +89,7 @@ class Output(NamedTuple):
 
 def init_params(rng: np.random.Generator, shape: Shape) -> Params:
     """Parameters before any learning."""
-    outputs = shape.horizon * shape.channels
-    encoder = attention.init_params(
-        rng,
-        2 * shape.channels,
-        outputs,
-        dim=shape.dim,
-        heads=shape.heads,
-        layers=shape.layers,
-        patch=shape.patch,
-        queries=shape.horizon if shape.decoder else 0,
-    )
-    return Params(analogues.init_params(), compression.rounded(encoder) if shape.int8 else encoder)
-
-
-def form(shape: Shape) -> attention.Form:
-    """Of the encoder."""
-    return attention.Form(shape.window, shape.patch)
+    return Params(analogues.init_params(), encoder.init_params(rng, shape))
 
 
 def init(params: Params, shape: Shape) -> State:
@@ -144,7 +111,7 @@ def init(params: Params, shape: Shape) -> State:
         memory=analogues.init(FEEDBACK_REACH * shape.memory, horizon, channels),
         coarse=coarse.init(shape.memory, channels),
         level=zeros,
-        cache=attention.init_cache(params.encoder, form(shape), shape.origins + horizon),
+        cache=encoder.init_cache(params.encoder, shape),
         made=jnp.zeros((horizon, len(KINDS) + SLOPES, channels), jnp.float32),
         forecasts=ring.init(horizon, horizon, len(KINDS) + SLOPES, channels),
         loss=jnp.zeros((len(KINDS), horizon, channels), jnp.float32),
@@ -160,6 +127,13 @@ def bank(params: Params, shape: Shape, streams: int) -> State:
         lambda a: a if ring.is_view(a) else a[None], init(params, shape), is_leaf=ring.is_view
     )
     return jax.tree.map(lambda a: jnp.repeat(a, streams, axis=0), lead)
+
+
+def anew(params: Params, bank: State) -> State:
+    """Make anew, in all streams, what is kept of the encoder's parameters once they have moved."""
+    if isinstance(bank.cache, attention.Cache):
+        bank = bank._replace(cache=attention.reproject(params.encoder, bank.cache, bank.count))
+    return bank
 
 
 def judge(
@@ -330,7 +304,8 @@ def step(
     trunk = experts.step(state.trunk, count, recent, past[-2::-1], past_believed[-2::-1] * believed)
 
     inputs = tokens(sound, left[0], usual.mean, scale)
-    cache, token = attention.write(params.encoder, state.cache, count, inputs)
+    write = encoder.of(state.cache).write
+    cache, token = write(params.encoder, state.cache, count, inputs)
 
     rings = all_sound, season.profiles
     seasonal, profiles = (seasons.ahead(r, count, season.lag, horizon) for r in rings)
@@ -357,15 +332,7 @@ def step(
         lag, weight = analogues.shown(attention_on[0], among)
     by_encoder = zeros[0]
     if level.window_samples:
-        out, _ = attention.encode(
-            params.encoder,
-            cache,
-            token,
-            count,
-            window=level.window_samples,
-            heads=level.heads or None,
-            units=level.units or None,
-        )
+        out = encoder.encode(params.encoder, cache, token, count, level)
         by_encoder = out.reshape(horizon, channels)
 
     recalled, encoded = (corrections.bounded(c, state.loss) for c in (by_recall[0], by_encoder))

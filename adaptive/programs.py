@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jax.stages import Compiled
 from jaxtyping import Array, Float
 
 from adaptive import analogues, executables, learner, model, ranks, runtime
 from adaptive.explain import Effects, effects
-from adaptive.model import Shape
-from adaptive.settings import BLOCK, BLOCKS, EXPERTS, KINDS, Level, empty_block
+from adaptive.settings import BLOCK, BLOCKS, EXPERTS, KINDS, Level, Shape, empty_block
 from adaptive.store import Layout
 from adaptive.surprise import USUAL
 
@@ -28,9 +26,9 @@ FIELDS = "forecast", "spread", "lag", "weight", "channel", "expert", "gain", "lo
 
 
 def start(params, *, shape, streams, layout):
-    """Parameters, the same side by side, learner and streams before the first sample."""
+    """Parameters side by side, learner and streams before the first sample."""
     store = layout.pack(model.bank(params, shape, streams))
-    return params, flat(params), learner.init(params, shape), store
+    return learner.flat(params), learner.init(params, shape), store
 
 
 def run(params, store, block, *, levels, number, layout):
@@ -108,33 +106,53 @@ def outputs(shape: Shape) -> dict[str, tuple[int, ...]]:
     return {"surprise": (len(USUAL),)} | {name: shapes[name] for name in FIELDS}
 
 
-def learn(params, learned, store, stream, *, shape, objective, layout):
+def learn(numbers, learned, store, stream, *, tree, shape, objective, layout):
     """Take one gradient step on the feedback of one stream: `learner.step`, on a store.
 
-    Returns:
-        The parameters also side by side, as a call of `Programs.run` takes them.
+    Parameters are side by side, as a call of `Programs.run` takes them, too.
     """
-    bank = layout.unpack(store)
-    params, learned, bank, report = learner.step(params, learned, bank, stream, shape, objective)
-    return params, flat(params), learned, layout.pack(bank), report
-
-
-def gather(params, learned, store, stream, *, shape, objective, layout):
-    """Keep the gradient of one stream for the next step: `learner.gather`, on a store."""
     row = layout.of_stream(store, stream)
-    learned, row, report = learner.gather(params, learned, row, shape, objective)
-    return learned, layout.with_stream(store, stream, row), report
+    params, *rest = learner.step(tree(numbers), learned, row, shape, objective)
+    return learner.flat(params), *rest
 
 
-def flat(params: Any) -> Float[Array, " numbers"]:
-    """Parameters in one array: every array of a call costs a microsecond."""
-    return ravel_pytree(params)[0]
+def gather(numbers, learned, store, stream, *, tree, shape, objective, layout):
+    """Keep the gradient of one stream for the next step: `learner.gather`, as `learn`."""
+    row = layout.of_stream(store, stream)
+    return learner.gather(tree(numbers), learned, row, shape, objective)
+
+
+def spend(real, stream, *, layout):
+    """Forget what a stream has gathered for a step, which is taken; `real` is of a store."""
+    nothing = jnp.zeros((1, model.SLOPES))
+    return lax.dynamic_update_slice(real, nothing, (stream, layout.start("slope")))
+
+
+def anew(numbers, store, *, tree, layout):
+    """Make anew what is kept of parameters that have moved: `model.anew`, on a store."""
+    return layout.pack(model.anew(tree(numbers), layout.unpack(store)))
 
 
 def side_by_side(params: Any) -> Float[Array, " numbers"]:
-    """The same, of parameters that are there: nothing is compiled for it."""
+    """Parameters in one array, as `learner.flat`; nothing is compiled for it."""
     leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(params)]
     return jax.device_put(np.concatenate(leaves), may_alias=False)
+
+
+def parted(like: Any) -> Callable[[Any], Any]:
+    """Make what makes parameters of `side_by_side`; in NumPy of an array of NumPy's."""
+    leaves, form = jax.tree.flatten(like)
+    ends = np.cumsum([0, *(leaf.size for leaf in leaves)]).tolist()
+    parts = [
+        (start, end, leaf.shape)
+        for leaf, start, end in zip(leaves, ends[:-1], ends[1:], strict=True)
+    ]
+
+    def tree(numbers: Any) -> Any:
+        each = (numbers[start:end].reshape(shape) for start, end, shape in parts)
+        return jax.tree.unflatten(form, each)
+
+    return tree
 
 
 def copied(tree: Any) -> Any:
@@ -142,9 +160,9 @@ def copied(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), may_alias=False), tree)
 
 
-def explain(params, store, stream, *, layout, level):
+def explain(numbers, store, stream, *, tree, layout, level):
     """What carried the newest answer of a stream: `explain.effects`, on a store."""
-    return effects(params, layout.of_stream(store, stream), level)
+    return effects(tree(numbers), layout.of_stream(store, stream), level)
 
 
 class Programs:
@@ -157,6 +175,7 @@ class Programs:
         streams: int,
         layout: Layout,
         objective: str | None,
+        params: Any,
     ):
         """Compile nothing yet.
 
@@ -166,43 +185,48 @@ class Programs:
             streams: In the bank.
             layout: Of their store.
             objective: Of gradient steps; None if none will be taken.
+            params: Any of the model.
         """
         self.shape, self.levels, self.layout = shape, tuple(levels), layout
+        self.tree = parted(params)
         self.objective = objective
         self.form = (shape, self.levels, streams, objective)
         self.waits = -(-streams // learner.SHARE) - 1  # gradients that are gathered before a step
         self.run: dict[int, Compiled] = {}
         self.learn: Compiled | None = None
         self.gather: Compiled | None = None
+        self.spend: Compiled | None = None
+        self.anew: Compiled | None = None
 
     def compile(
-        self, params: Any, learned: Any, store: Any, levels: Sequence[int] | None, learning: bool
+        self, numbers: Any, learned: Any, store: Any, levels: Sequence[int] | None, learning: bool
     ) -> Iterator[str]:
         """Compile, two programs at a time; yield the name of each when it is ready."""
         levels = range(len(self.levels)) if levels is None else levels
         jobs: dict[int | str, Callable[[], Compiled]] = {}
-        numbers = jax.ShapeDtypeStruct((sum(a.size for a in jax.tree.leaves(params)),), np.float32)
+
+        def add(name: str, step: Callable[..., Any], args: Any, out: Any, *donated: int) -> None:
+            jitted = jax.jit(partial(step, layout=self.layout), donate_argnums=donated)
+            jobs[name] = partial(self._kept, name, jitted, args, out)
+
         for i in levels:
 
             def program(numbers: Any, *args: Any, number: int = i) -> Any:
                 levels, layout = self.levels, self.layout
-                inside = ravel_pytree(params)[1](numbers)
-                return run(inside, *args, levels=levels, number=number, layout=layout)
+                return run(self.tree(numbers), *args, levels=levels, number=number, layout=layout)
 
             jitted = jax.jit(runtime.one_kernel(program), donate_argnums=1)
             args, out = (numbers, store, self.no_block()), (store, 0)
             jobs[i] = partial(self._kept, i, jitted, args, out, runtime.WITHIN_A_KERNEL)
         if self.objective and learning:
-            static = {"shape": self.shape, "objective": self.objective, "layout": self.layout}
-            steps: dict[str, tuple[Callable[..., Any], Any]] = {
-                "learn": (learn, (params, numbers, learned, store, learner.Report._make((0, 0))))
-            }
+            about = {"tree": self.tree, "shape": self.shape, "objective": self.objective}
+            args, report = (numbers, learned, store, np.int32(0)), learner.Report._make((0, 0))
+            add("spend", spend, (store.real, np.int32(0)), 0, 0)
+            if self.shape.encoder == "attention":
+                add("anew", partial(anew, tree=self.tree), (numbers, store), store, 1)
             if self.waits:
-                steps["gather"] = gather, (learned, store, learner.Report._make((0, 0)))
-            for name, (step, out) in steps.items():
-                jitted = jax.jit(partial(step, **static), donate_argnums=2)
-                args = params, learned, store, np.int32(0)
-                jobs[name] = partial(self._kept, name, jitted, args, out)
+                add("gather", partial(gather, **about), args, (learned, report))
+            add("learn", partial(learn, **about), args, (numbers, learned, report))
         with ThreadPoolExecutor(2) as pool:
             compiled = {name: pool.submit(job) for name, job in jobs.items()}
             for name, future in compiled.items():
@@ -217,29 +241,29 @@ class Programs:
     def _kept(self, name: int | str, *about: Any) -> Compiled:
         return executables.compiled(sys.modules[__name__], (name, self.form), *about)
 
-    def start(self, params: Any) -> tuple[Any, Any, Any, Any]:
+    def start(self, params: Any) -> tuple[Any, Any, Any]:
         """As the function `start`."""
         first = partial(start, shape=self.shape, streams=self.form[2], layout=self.layout)
         out = jax.eval_shape(first, params)
         return self._kept("start", jax.jit(first), (params,), out)(params)
 
-    def explain(self, params: Any, store: Any, stream: int, level: Level) -> Effects:
+    def explain(self, numbers: Any, store: Any, stream: int, level: Level) -> Effects:
         """Explain the newest answer of a stream; compiles when it is first asked."""
-        args, out = (params, store, np.int32(stream)), Effects._make(Effects._fields)
-        jitted = jax.jit(partial(explain, layout=self.layout, level=level))
+        args, out = (numbers, store, np.int32(stream)), Effects._make(Effects._fields)
+        jitted = jax.jit(partial(explain, tree=self.tree, layout=self.layout, level=level))
         return self._kept(f"explain {level}", jitted, args, out)(*args)
 
     def no_block(self) -> np.ndarray:
         """An empty input of `run`."""
         return empty_block(self.shape.channels)
 
-    def costs(self, params: Any, store: Any, repeats: int = 20) -> list[dict[int, float]]:
+    def costs(self, numbers: Any, store: Any, repeats: int = 20) -> list[dict[int, float]]:
         """Measure what each level costs, on copies, so that nothing is learned from it.
 
         Returns:
             For each level the median cost [s] of a call with so many samples.
         """
-        block, costs, numbers = self.no_block(), [], side_by_side(params)
+        block, costs = self.no_block(), []
         store = copied(store)
         for i in range(len(self.levels)):
             cost = {}
@@ -256,14 +280,30 @@ class Programs:
             costs.append(cost)
         return costs
 
-    def learn_cost(self, params: Any, learned: Any, store: Any, repeats: int = 5) -> float:
+    def learn_cost(self, numbers: Any, learned: Any, store: Any, repeats: int = 5) -> float:
         """Measure what a gradient step costs [s], on copies; 0 if none are taken."""
         if self.learn is None:
             return 0.0
         store, laps = copied(store), []
         for _ in range(repeats):
             begin = time.perf_counter()
-            *_, store, report = self.learn(params, learned, store, np.int32(0))
-            jax.block_until_ready(report)
+            *_, store, _ = self.step(numbers, learned, store, 0)
             laps.append(time.perf_counter() - begin)
         return float(np.median(laps))
+
+    def step(
+        self, numbers: Any, learned: Any, store: Any, stream: int
+    ) -> tuple[Any, Any, Any, learner.Report]:
+        """Take a gradient step on the feedback of a stream; the store is donated."""
+        if self.learn is None or self.spend is None:
+            raise RuntimeError(
+                "no gradient step was compiled: warm_up() was not called, or no learning is wanted"
+            )
+        which = np.int32(stream)
+        if self.gather and int(np.asarray(learned.waiting)) < self.waits:
+            learned, report = self.gather(numbers, learned, store, which)
+        else:
+            numbers, learned, report = self.learn(numbers, learned, store, which)
+            store = self.anew(numbers, store) if self.anew else store
+        store = store._replace(real=self.spend(store.real, which))
+        return numbers, learned, store, jax.block_until_ready(report)

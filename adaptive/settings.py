@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +20,8 @@ EXPERTS = (
     "rls-fast",
 )
 OBJECTIVES = ("huber", "misses")
+ENCODERS = ("delta", "attention")
+ORIGINS = 32  # moments that one gradient step learns from
 KINDS = (*EXPERTS, "trunk", "recall", "encoder", "corrected", "served")  # judged forecasts
 
 
@@ -34,6 +37,25 @@ def empty_block(channels: int, samples: int = BLOCK) -> Float[np.ndarray, "rows 
     return block
 
 
+class Shape(NamedTuple):
+    """What fixes the size of every array."""
+
+    channels: int
+    horizon: int  # [samples]
+    memory: int  # [samples], a power of two
+    window: int  # [samples]
+    dim: int
+    heads: int
+    origins: int  # moments that one gradient step learns from
+    layers: int = 1
+    patch: int = 1  # [samples]
+    decoder: bool = False  # a query for each step ahead
+    int8: bool = False  # the encoder's weights are rounded to eight bits
+    replayed: int = 0  # older moments that one gradient step learns from
+    levels: int = 1  # of computation
+    encoder: str = "delta"  # one of `ENCODERS`
+
+
 @dataclass(frozen=True)
 class Level:
     """How much is computed for an answer; one compiled program each: [[model.levels]]."""
@@ -42,9 +64,11 @@ class Level:
     memory_samples: int = 0
     """How many moments recall attends to; 0: no recall."""
     window_samples: int = 0
-    """How many tokens the encoder attends to; 0: no encoder."""
+    """How many tokens the encoder attends to; 0: no encoder. One of delta layers has no window, and
+    takes every other number alike."""
     heads: int = 0
-    """Of the encoder's last layer, the most important ones; 0: all."""
+    """Of the encoder's last layer, the most important ones, or of delta layers the first; 0: all.
+    """
     units: int = 0
     """Hidden ones of the same; 0: all."""
 
@@ -66,8 +90,12 @@ class Model:
     """How far to forecast."""
     memory_samples: int = 4096
     """How much of the past recall attention may attend to; a power of two, at least 512."""
+    encoder: str = "delta"
+    """`delta`, gated delta layers, whose cost is that of one sample however far they look back; or
+    `attention`, over a window, whose weights can be looked at."""
     window_samples: int = 128
-    """How many samples the encoder attends to; with patches, how many tokens."""
+    """How many samples the encoder attends to; with patches, how many tokens. Of delta layers: how
+    many it looks through before an older moment, with `replay_moments`."""
     patch_samples: int = 1
     """Samples in a token of the encoder, and between two that it attends to."""
     dim: int = 32
@@ -109,6 +137,10 @@ class Model:
             raise ValueError(
                 f"model.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
             )
+        if self.encoder not in ENCODERS:
+            raise ValueError(
+                f"model.encoder must be one of {', '.join(ENCODERS)}, got {self.encoder!r}"
+            )
         if self.objective == "misses" and self.replay_moments:
             raise ValueError("model.replay_moments must be 0 where model.objective is 'misses'")
         if self.dim % self.heads:
@@ -126,6 +158,25 @@ class Model:
         """How far back feedback may reach."""
         return FEEDBACK_REACH * self.memory_samples
 
+    def shape(self, channels: int) -> Shape:
+        """The sizes of all arrays, of streams of so many channels."""
+        return Shape(
+            channels,
+            self.horizon_samples,
+            self.memory_samples,
+            self.window_samples,
+            self.dim,
+            self.heads,
+            ORIGINS,
+            self.layers,
+            self.patch_samples,
+            self.decoder,
+            self.int8,
+            self.replay_moments,
+            len(self.ladder()),
+            self.encoder,
+        )
+
     def ladder(self) -> tuple[Level, ...]:
         """The levels, cheapest first, none larger than this model."""
         if self.levels:
@@ -139,7 +190,8 @@ class Model:
             for level in LADDER
         ]
         # Of equal ones the last stays: a small model has a level "full" like any other.
-        sizes = [(level.memory_samples, level.window_samples) for level in fit]
+        widest = self.window_samples if self.encoder == "attention" else 1
+        sizes = [(level.memory_samples, min(level.window_samples, widest)) for level in fit]
         return tuple(level for i, level in enumerate(fit) if sizes[i] not in sizes[i + 1 :])
 
 

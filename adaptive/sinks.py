@@ -117,6 +117,7 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
             "channel": dict(zip(result.channels, why.channel.tolist(), strict=True)),
             "forecaster": dict(zip(EXPERTS, why.expert.tolist(), strict=True)),
             "correction": dict(zip(("recall", "encoder"), why.gain.tolist(), strict=True)),
+            "encoder": why.encoder or None,
         }
     return ENCODER.encode(message)
 

@@ -56,8 +56,9 @@ class Layout:
         Args:
             bank: All streams, on a leading axis; shapes are enough.
         """
-        leaves, self.form = jax.tree.flatten(bank, is_leaf=ring.is_view)
-        self.parts = [place(leaf) for leaf in leaves]
+        leaves, self.form = jax.tree_util.tree_flatten_with_path(bank, is_leaf=ring.is_view)
+        self.parts = [place(leaf) for _, leaf in leaves]
+        self.names = [jax.tree_util.keystr(path) for path, _ in leaves]
 
     def pack(self, state: State) -> Store:
         """Put the states of all streams into a store."""
@@ -86,6 +87,12 @@ class Layout:
         )
         real, whole = put(store.real, new.real, stream, 0), put(store.whole, new.whole, stream, 0)
         return Store(tuple(apart), real, whole)
+
+    def start(self, name: str) -> int:
+        """Where a small field begins among a stream's real or whole numbers."""
+        number = self.names.index(f".{name}")
+        earlier = (p for p in self.parts[:number] if p.field == self.parts[number].field)
+        return sum(prod(part.shape) for part in earlier)
 
     def _apart(self) -> Iterator[Part]:
         return (part for part in self.parts if part.field == "apart")

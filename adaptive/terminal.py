@@ -201,7 +201,9 @@ def explained(
     trusted = plain("forecaster", "weight", "effect (sd)")
     for name, *numbers in zip(EXPERTS, effects.expert_weight, effects.expert_effect, strict=True):
         trusted.add_row(name, f"{numbers[0]:.3f}", f"{numbers[1]:.4f}")
-    gains = f"recall {why.gain[0]:.2f}, encoder {why.gain[1]:.2f}"
+    gains = f"recall {why.gain[0]:.2f}, encoder {why.gain[1]:.2f} ({why.encoder or 'off'})"
+    tokens = sorted(range(len(effects.looked)), key=lambda k: -effects.looked[k])
+    looked = ", ".join(f"{k} ago {effects.looked[k]:.3f}" for k in tokens[: len(why.lag)])
     return Group(
         said,
         "",
@@ -211,6 +213,7 @@ def explained(
         "",
         trusted,
         "",
+        *([f"the encoder attended to tokens: {looked}", ""] if looked else []),
         f"corrections served: {gains}. Effect: how far the forecast moves without it.",
     )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import attention, ring
+from adaptive import attention, layers, ring
 
 INPUTS, OUTPUTS, DIM, HEADS, KEPT = 3, 2, 8, 4, 4
 PLAIN = attention.Form(window=8)
@@ -13,13 +13,14 @@ PLAIN = attention.Form(window=8)
 KINDS = ((1, 1, 0), (2, 1, 0), (1, 3, 0), (1, 1, 2), (3, 2, 2))
 
 
-def random_params(seed, layers=1, patch=1, queries=0):
+def random_params(seed, depth=1, patch=1, queries=0):
     """Parameters with a head that is not zero."""
     rng = np.random.default_rng(seed)
-    params = attention.init_params(
-        rng, INPUTS, OUTPUTS, dim=DIM, heads=HEADS, layers=layers, patch=patch, queries=queries
+    sizes = {"layers": depth, "patch": patch, "queries": queries}
+    params = layers.init_params(
+        rng, INPUTS, OUTPUTS, attention.slopes, dim=DIM, heads=HEADS, **sizes
     )
-    scales = [jnp.asarray(rng.uniform(0.5, 2, (2, DIM)), jnp.float32) for _ in range(layers)]
+    scales = [jnp.asarray(rng.uniform(0.5, 2, (2, DIM)), jnp.float32) for _ in range(depth)]
     return params._replace(
         head=jnp.asarray(rng.normal(size=params.head.shape), jnp.float32),
         scale=jnp.asarray(rng.uniform(0.5, 2, DIM), jnp.float32),
@@ -42,7 +43,7 @@ def by_hand(params, inputs, form, window=None, heads=HEADS, units=2 * DIM):
         for head in range(heads):
             q, key, value = (m[:, head] for m in (layer.query, layer.key, layer.value))
             logit = (normed @ key) @ (norm(query, layer.scale[0]) @ q) / np.sqrt(DIM / HEADS)
-            logit -= np.exp(layer.slope[head]) * np.arange(len(tokens) - 1, -1, -1)
+            logit -= np.exp(layer.fading[head]) * np.arange(len(tokens) - 1, -1, -1)
             weights[head] = np.exp(logit - logit.max())
             weights[head] /= weights[head].sum()
             mixed += (weights[head] @ (normed @ value)) @ layer.out[head]
@@ -152,7 +153,8 @@ def test_after_new_parameters_the_cache_is_as_if_it_had_been_made_with_them(kind
 
 
 def test_an_encoder_that_has_learned_nothing_changes_nothing():
-    params = attention.init_params(np.random.default_rng(7), INPUTS, OUTPUTS, dim=DIM, heads=HEADS)
+    rng = np.random.default_rng(7)
+    params = layers.init_params(rng, INPUTS, OUTPUTS, attention.slopes, dim=DIM, heads=HEADS)
     inputs = np.random.default_rng(8).normal(size=(20, INPUTS)).astype(np.float32)
     out, weights = encode(params, *filled(params, inputs), window=8)
     np.testing.assert_array_equal(out, 0.0)
@@ -171,6 +173,6 @@ def test_a_window_longer_than_the_cache_is_refused(patch):
 def test_sizes_that_do_not_divide_each_other_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="dim 8 and 3 heads"):
-        attention.init_params(rng, INPUTS, OUTPUTS, dim=8, heads=3)
+        layers.init_params(rng, INPUTS, OUTPUTS, attention.slopes, dim=8, heads=3)
     with pytest.raises(ValueError, match="got 2 and 3"):
-        attention.init_params(rng, INPUTS, OUTPUTS, dim=8, heads=4, queries=3)
+        layers.init_params(rng, INPUTS, OUTPUTS, attention.slopes, dim=8, heads=4, queries=3)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive import attention, compression
+from adaptive import attention, compression, layers
 
 DIM, HEADS, INPUTS, OUTPUTS = 8, 4, 3, 2
 FORM = attention.Form(window=6)
@@ -11,7 +11,7 @@ FORM = attention.Form(window=6)
 def made(seed):
     """Parameters with a head that is not zero, and inputs."""
     rng = np.random.default_rng(seed)
-    params = attention.init_params(rng, INPUTS, OUTPUTS, dim=DIM, heads=HEADS)
+    params = layers.init_params(rng, INPUTS, OUTPUTS, attention.slopes, dim=DIM, heads=HEADS)
     head = jnp.asarray(rng.normal(size=(DIM, OUTPUTS)), jnp.float32)
     return params._replace(head=head), jnp.asarray(rng.normal(size=(25, INPUTS)), jnp.float32)
 

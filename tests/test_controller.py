@@ -21,7 +21,7 @@ STREAMS, CHANNELS, FULL = 2, 2, 2
 def programs():
     controller = Controller(STREAMS, CHANNELS, SETTINGS)
     names = list(controller.engine.warm_up())
-    assert names == [*(level.name for level in controller.levels), "learn"]
+    assert names == [*(level.name for level in controller.levels), "spend", "learn"]
     return controller
 
 
@@ -286,8 +286,12 @@ def test_programs_of_another_shape_are_refused(programs):
         (Model(), [level.name for level in LADDER]),
         (SETTINGS, ["trunk", "recall-512", "full"]),
         (Model(memory_samples=2048), ["trunk", "recall-512", "full"]),
-        (Model(memory_samples=512, window_samples=64), ["trunk", "recall-512", "full"]),
-        (Model(memory_samples=512, window_samples=32), ["trunk", "full"]),
+        (Model(memory_samples=512, window_samples=64), ["trunk", "full"]),
+        (
+            Model(memory_samples=512, window_samples=64, encoder="attention"),
+            ["trunk", "recall-512", "full"],
+        ),
+        (Model(memory_samples=512, window_samples=32, encoder="attention"), ["trunk", "full"]),
     ],
 )
 def test_no_level_is_larger_than_the_model_and_the_last_one_is_full(settings, names):

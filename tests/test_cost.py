@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,14 +11,16 @@ from adaptive.settings import Level, Model
 SMALL = Model(memory_samples=512, window_samples=16, dim=8, heads=2)
 
 
-def test_parameters_are_those_that_take_part():
-    params = Engine(1, 3, SMALL).params
+@pytest.mark.parametrize(("encoder", "slope"), [("delta", 0), ("attention", 1)])
+def test_parameters_are_those_that_take_part(encoder, slope):
+    params = Engine(1, 3, replace(SMALL, encoder=encoder)).params
     recall, whole = cost.numbers(params.recall), cost.numbers(params)
     assert cost.parameters(params, Level("none")) == 0
     assert cost.parameters(params, Level("recall", 512)) == recall
     assert cost.parameters(params, Level("all", 512, 16)) == whole
-    # A head of 4 has a query and an output of 8 by 4, and a slope; a hidden unit 8 in and 8 out.
-    assert cost.parameters(params, Level("one head", 512, 16, heads=1)) == whole - 65
+    # A head of 4 has a query and an output of 8 by 4, and, but for a delta layer's, whose gates are
+    # always needed, a slope; a hidden unit 8 in and 8 out.
+    assert cost.parameters(params, Level("one head", 512, 16, heads=1)) == whole - 64 - slope
     assert cost.parameters(params, Level("few units", 512, 16, units=13)) == whole - 3 * 16
 
 

@@ -1,11 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import analogues, corrections, experts, explain, model, packed, recall
-from adaptive.model import Shape
-from adaptive.settings import EXPERTS, Level
+from adaptive import analogues, attention, corrections, experts, explain, model, packed, recall
+from adaptive.settings import EXPERTS, Level, Shape
 
 SHAPE = Shape(channels=2, horizon=2, memory=512, window=6, dim=8, heads=2, origins=8)
 LEVEL = Level("recall", 512)
@@ -154,3 +155,37 @@ def test_an_expert_that_speaks_alone_moves_the_answer_to_what_the_others_say(sta
     assert got.expert_effect[best] == pytest.approx(wanted, rel=1e-3)
     others = np.delete(np.asarray(got.expert_effect), best)
     assert others.max() < 1e-3 * wanted
+
+
+@pytest.mark.parametrize("change", [{}, {"layers": 2}, {"patch": 2}, {"decoder": True}])
+def test_what_the_encoder_attended_to_is_what_its_answer_was_made_with(change):
+    shape = SHAPE._replace(encoder="attention", **change)
+    params = model.init_params(np.random.default_rng(1), shape)
+    level = Level("full", 512, 5, heads=1)
+    rng = np.random.default_rng(2)
+
+    @jax.jit
+    def step(state, x):
+        return model.step(params, state, x, jnp.ones_like(x), level)[0]
+
+    state, weights = jax.jit(lambda: model.init(params, shape))(), []
+    keep = attention.encode
+
+    def watched(*args, **options):
+        out, weight = keep(*args, **options)
+        jax.debug.callback(lambda seen: weights.append(np.asarray(seen)), weight)
+        return out, weight
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "encode", watched)
+        for _ in range(40):
+            state = step(state, jnp.asarray(rng.normal(size=2), jnp.float32))
+    jax.effects_barrier()
+    found = jax.jit(explain.effects, static_argnums=2)(params, state, level)
+    assert found.looked.shape == (5,)
+    assert float(found.looked.sum()) == pytest.approx(1.0, rel=1e-5)
+    np.testing.assert_allclose(found.looked[::-1], weights[-1].mean(axis=(0, 1)), rtol=1e-3)
+    # Delta layers have no weights on tokens, and so has a level without an encoder.
+    assert jax.eval_shape(partial(explain.looked, level=LEVEL), params.encoder, state).shape == (0,)
+    other = model.init(PARAMS, SHAPE)
+    assert explain.looked(PARAMS.encoder, other, level).shape == (0,)

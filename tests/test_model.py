@@ -5,6 +5,7 @@ import pytest
 
 from adaptive import drift, settings
 from adaptive.controller import Controller
+from adaptive.programs import side_by_side
 from adaptive.settings import Level, Model
 
 LEVELS = (Level("trunk"), Level("recall-512", 512), Level("full", 512, 16))
@@ -32,8 +33,9 @@ def fresh(programs):
     def make():
         controller = Controller(2, CHANNELS, SETTINGS)
         controller.engine.take_programs(programs.engine)
-        encoder = controller.engine.params.encoder._replace(head=jnp.asarray(head, jnp.float32))
-        controller.engine.params = controller.engine.params._replace(encoder=encoder)
+        params = controller.engine.params
+        encoder = params.encoder._replace(head=jnp.asarray(head, jnp.float32))
+        controller.engine.numbers = side_by_side(params._replace(encoder=encoder))
         return controller
 
     return make

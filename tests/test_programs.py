@@ -1,13 +1,14 @@
 import gc
 import re
 import tracemalloc
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptive import learner, runtime
+from adaptive import learner, model, runtime
 from adaptive.controller import Controller
 from adaptive.engine import Engine
 from adaptive.settings import BLOCK, Level, Model
@@ -83,11 +84,38 @@ def test_a_large_bank_gathers_gradients_before_a_step():
     for _ in range(12):
         block[:, 1 : 1 + CHANNELS] = rng.normal(size=(BLOCK, CHANNELS))
         engine.run(2, block)
-    before = np.asarray(engine.numbers)
+    before, gathered = np.asarray(engine.numbers), engine.bank.slope
+    assert gathered[:3].any(axis=1).all()
     for stream, moves in ((0, False), (1, False), (2, True), (0, False)):
         assert engine.learn(stream)
         assert (not np.array_equal(engine.numbers, before)) == moves
         before = np.asarray(engine.numbers)
+        # What was gathered of this stream is spent, that of the others is not.
+        gathered[stream] = 0.0
+        np.testing.assert_array_equal(engine.bank.slope, gathered)
+
+
+@pytest.mark.parametrize("encoder", ["delta", "attention"])
+def test_a_step_leaves_the_bank_as_it_was_but_for_what_is_made_of_parameters(encoder):
+    engine = Engine(2, CHANNELS, replace(SETTINGS, encoder=encoder))
+    for _ in engine.warm_up([2]):
+        pass
+    block, rng = engine.programs.no_block(), np.random.default_rng(0)
+    block[:, 0], block[:, 1 + CHANNELS :] = np.arange(BLOCK) % 2, 1.0
+    for _ in range(12):
+        block[:, 1 : 1 + CHANNELS] = rng.normal(size=(BLOCK, CHANNELS))
+        engine.run(2, block)
+    before = engine.bank
+    assert engine.learn(0)
+    after, wanted = engine.bank, jax.jit(model.anew)(engine.params, before)
+    assert (before.slope[1] == after.slope[1]).all()
+    names = jax.tree_util.tree_leaves_with_path(wanted._replace(slope=after.slope))
+    for (path, leaf), got in zip(names, jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(
+            got, leaf, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path)
+        )
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before.cache, after.cache)
+    assert any(jax.tree.leaves(moved)) == (encoder == "attention")
 
 
 def test_answers_leave_nothing_behind_in_memory(banks):

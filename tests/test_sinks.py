@@ -42,6 +42,7 @@ def result(
         np.array([0.2, 0.8]),
         np.array([0.0, 0.25, 0.0, 0.0, 0.5, 0.25, 0.0]),
         np.array([0.75, 0.0]),
+        "delta",
     )
     estimate = Estimate(
         0, sequence, 3 if why else MANDATORY, Surprise(4.0, 4.0, 4.0, p_value, 0),
@@ -99,6 +100,7 @@ def test_an_alarm_says_why_and_what_it_attended_to():
             "rls-fast": 0.0,
         },
         "correction": {"recall": 0.75, "encoder": 0.0},
+        "encoder": "delta",
     }
 
 

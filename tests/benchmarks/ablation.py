@@ -44,15 +44,20 @@ def forecasts(values, settings, learns, encoder=True):
 
         return jax.lax.scan(one, bank, rows)
 
-    step = jax.jit(lambda p, m, b: learner.step(p, m, b, jnp.int32(0), shape, settings.objective))
-    params, learned, made = engine.params, engine.learned, []
+    @jax.jit
+    def step(params, learned, bank):
+        row = ring.of_stream(bank, jnp.int32(0))
+        params, learned, _ = learner.step(params, learned, row, shape, settings.objective)
+        return params, learned, model.anew(params, bank)._replace(slope=jnp.zeros_like(bank.slope))
+
+    params, learned, made = jax.tree.map(jnp.asarray, engine.params), engine.learned, []
     bank = jax.tree.map(jnp.asarray, engine.bank)
     rows = jnp.asarray(values - values[0], jnp.float32)
     for first in range(0, len(rows) - EVERY + 1, EVERY):
         bank, out = block(params, bank, rows[first : first + EVERY])
         made.append(np.asarray(out))
         if learns:
-            params, learned, bank, _ = step(params, learned, bank)
+            params, learned, bank = step(params, learned, bank)
     return np.concatenate(made)
 
 
