@@ -30,7 +30,7 @@ def init(memory: int, channels: int) -> State:
     """An empty memory of `memory` means."""
     zeros = jnp.zeros(channels, jnp.float32)
     return State(
-        recall.init(memory, channels, len(recall.SCALES)),
+        recall.init(memory, channels),
         ring.init_by_phase(memory, channels),
         zeros,
         zeros,

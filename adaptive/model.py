@@ -59,7 +59,7 @@ class State(NamedTuple):
     believed: ring.Ring  # (channels,) 1 where measured and no glitch
     drift: drift.State
     trunk: experts.State
-    far: recall.Distances  # the last row is of `SEASON_SCALE`
+    far: recall.Distances  # that of `SEASON_SCALE` among them
     memory: analogues.State
     coarse: coarse.State
     level: Float[Array, " channels"]  # mean of the newest `LEVEL` samples
@@ -107,7 +107,7 @@ def init(params: Params, shape: Shape) -> State:
         believed=ring.init(horizon + 1, channels),
         drift=drift.init(),
         trunk=experts.init(channels, horizon),
-        far=recall.init(shape.memory, channels, len(recall.SCALES) + 1),
+        far=recall.init(shape.memory, channels, season=True),
         memory=analogues.init(FEEDBACK_REACH * shape.memory, horizon, channels),
         coarse=coarse.init(shape.memory, channels),
         level=zeros,

@@ -44,6 +44,9 @@ NEAREST = 5  # moments
 BLOCK = ring.PHASES  # [samples]; two moments of one block are one
 UNKNOWN = 2.0  # [variances] the squared distance to what is missing: that of two at random
 FARTHEST = 100.0  # [variances] squared distances are cut there
+# Averages over tens of samples are kept in 16 bits, half the memory to go through: what they miss
+# is at most a part in 2048 of them for each sample that they are of. Those over thousands are not.
+HALF, UNIT = jnp.float16, 512.0  # whose largest number is 65504, and least exact one 2^-14
 SEASON_CUT = 9.0  # [variances] those for the season: a few glitches must not hide it
 COMPARED = 0.6  # how much of the average must be there, in [0, 1]
 COMMON = 0.1  # share of the memory that a common moment is near to
@@ -56,7 +59,8 @@ CUT = 5.0  # [deviations] more counts as this much in it
 class Distances(NamedTuple):
     """How far now is from each moment of the past."""
 
-    distance: ring.View  # D: (scales, phases, blocks)
+    distance: ring.View  # D of `SCALES`, in half precision and units of 1 / `UNIT`, see there
+    season: ring.View  # D of `SEASON_SCALE`, or of none: (0 or 1, phases, blocks)
     compared: Float[Array, "scales blocks"]  # W
     apart: Float[Array, " channels"]  # mean squared difference to what followed the nearest moment
     looked: Float[Array, ""]  # how many of them there were, up to `SLOW`
@@ -70,12 +74,13 @@ class Nearest(NamedTuple):
     lag: Int[Array, "rows nearest"]  # [samples]
 
 
-def init(memory: int, channels: int, scales: int) -> Distances:
-    """No distances yet."""
+def init(memory: int, channels: int, *, season: bool = False) -> Distances:
+    """No distances yet; whether those that find a season are wanted, too."""
     blocks, zeros = memory // BLOCK, jnp.zeros(channels, jnp.float32)
     return Distances(
-        ring.View(jnp.zeros((1, scales, BLOCK, blocks), jnp.float32)),
-        jnp.zeros((scales, blocks), jnp.float32),
+        ring.View(jnp.zeros((1, len(SCALES), BLOCK, blocks), HALF)),
+        ring.View(jnp.zeros((1, int(season), BLOCK, blocks), jnp.float32)),
+        jnp.zeros((len(SCALES) + season, blocks), jnp.float32),
         zeros,
         jnp.float32(0.0),
         jnp.int32(0),
@@ -133,27 +138,33 @@ def compare(
     # for all that reads the sum.
     length = jnp.where(far.looked >= 0, channels, 0)
     total = lax.fori_loop(0, length, add, jnp.zeros(then.shape[1:]))
-    cut = jnp.where(jnp.arange(scales) == len(SCALES), SEASON_CUT, FARTHEST)
     apart = total / jnp.maximum(jnp.sum(measured), 1)
     rate = 1.0 / jnp.asarray((*SCALES, SEASON_SCALE)[:scales], jnp.float32)
     rate = jnp.where(measured.any(), rate, 0.0)
-    compared, view = far.compared[:, beyond:], far.distance
+    compared = far.compared[:, beyond:]
 
-    def average(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        rows, compared = carry
-        start = (view.which, k, 0, beyond)
-        old = lax.dynamic_slice(rows, start, (1, 1, BLOCK, blocks))
-        old = jnp.where(compared[k] > 0, old, 0.0)
-        new = old + rate[k] * (jnp.minimum(apart, cut[k]) - old)
-        return lax.dynamic_update_slice(rows, new, start), compared
+    def averaged(view: ring.View, first: int, cut: float, unit: float) -> ring.View:
+        """Take the sample into the distances of some scales."""
 
-    # What a loop only reads is carried, too: else XLA would copy the array that it is a part of.
-    distance, _ = lax.fori_loop(0, scales, average, (view.rows, compared))
-    distance = replace(view, rows=distance)
+        def average(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            rows, compared = carry
+            start = (view.which, k, 0, beyond)
+            old = lax.dynamic_slice(rows, start, (1, 1, BLOCK, blocks)).astype(jnp.float32)
+            old = jnp.where(compared[first + k] > 0, old, 0.0)
+            new = old + rate[first + k] * (unit * jnp.minimum(apart, cut) - old)
+            return lax.dynamic_update_slice(rows, new.astype(rows.dtype), start), compared
+
+        # What a loop only reads is carried, too: else XLA would copy the array it is a part of.
+        rows, _ = lax.fori_loop(0, view.rows.shape[1], average, (view.rows, compared))
+        return replace(view, rows=rows)
+
+    distance, season = averaged(far.distance, 0, FARTHEST, UNIT), far.season
+    if season.rows.shape[1]:
+        season = averaged(season, len(SCALES), SEASON_CUT, 1.0)
     block = jnp.arange(blocks)
     there = (lag_of(BLOCK - 1, block, blocks) <= count) & (block + beyond > 0)
     compared = jnp.pad(compared + rate[:, None] * (there - compared), ((0, 0), (beyond, 0)))
-    far = far._replace(distance=distance, compared=compared)
+    far = far._replace(distance=distance, season=season, compared=compared)
     # What followed the nearest moment, against what came now.
     back = jnp.maximum(far.lag - 1, 0)
     off = (now - then[:, back % BLOCK, blocks - 1 - jnp.minimum(back // BLOCK, blocks - 1)]) ** 2
@@ -169,6 +180,7 @@ def distances(far: Distances, count: Int[Array, ""], lags: int) -> Float[Array, 
     view, blocks, rows = far.distance, lags // BLOCK, []
     start = (view.which, 0, 0, view.rows.shape[3] - blocks)
     here = lax.dynamic_slice(view.rows, start, (1, len(SCALES), BLOCK, blocks))[0]
+    here = here.astype(jnp.float32) / UNIT
     youngest_lag = lag_of(0, jnp.arange(blocks), blocks)
     for k, (scale, least) in enumerate(zip(SCALES, jnp.min(here, axis=1), strict=True)):
         compared = far.compared[k, -blocks:]
@@ -185,13 +197,13 @@ def nearest(far: Distances, distance: Float[Array, "scales blocks"]) -> Nearest:
     least, block = lax.map(lambda row: order.smallest(row, NEAREST), distance)
     scale = jnp.arange(len(SCALES))[:, None]
     within = view.rows[view.which, scale, :, block + view.rows.shape[3] - blocks]
-    phase = jax.vmap(jax.vmap(order.first_least))(within)
+    phase = jax.vmap(jax.vmap(order.first_least))(within.astype(jnp.float32))
     return Nearest(least, lag_of(phase, block, blocks))
 
 
-def by_lag(far: Distances, scale: int) -> Float[Array, " lags"]:
-    """Read the distances of one scale, from the longest lag down to 1."""
-    return far.distance.rows[far.distance.which, scale, ::-1].T.ravel()
+def by_lag(far: Distances) -> Float[Array, " lags"]:
+    """Read the distances of the season's scale, from the longest lag down to 1."""
+    return far.season.rows[far.season.which, 0, ::-1].T.ravel()
 
 
 def strangeness(distance: Float[Array, "scales nearest"]) -> Float[Array, " scales"]:

@@ -70,12 +70,12 @@ def take(
         count: Number of the sample.
         x: The sample as forecasters see it.
         believed: 1 where it was measured and is believed.
-        far: Distances, those of `SEASON_SCALE` last.
+        far: Distances, those of `SEASON_SCALE` among them.
     """
 
     def look() -> Array:
         known = jnp.repeat(far.compared[-1], recall.BLOCK)
-        return nearest(recall.by_lag(far, -1), known, state.lag)
+        return nearest(recall.by_lag(far), known, state.lag)
 
     lag = lax.cond(count % EVERY == 0, look, lambda: state.lag)
     since = jnp.where(same(lag, state.lag), jnp.minimum(state.since + 1, LONGEST), 0)

@@ -94,11 +94,11 @@ def test_a_season_outlives_a_level_that_remembers_little_and_goes_with_its_patte
 
 
 def far_by_lag(distance, known):
-    """Distances of one scale, from the longest lag down to 1, as `recall` keeps them."""
+    """Distances that find a season, from the longest lag down to 1, as `recall` keeps them."""
     blocks = len(distance) // recall.BLOCK
     turned = distance.reshape(blocks, recall.BLOCK)[:, ::-1].T
-    far = recall.init(len(distance), 1, 1)
-    return far._replace(distance=ring.View(turned[None, None]), compared=known[None])
+    far = recall.init(len(distance), 1, season=True)
+    return far._replace(season=ring.View(turned[None, None]), compared=known[None])
 
 
 def lived(values, believed, lags, memory=64):

@@ -1,6 +1,6 @@
 """Measures the quality of answers: forecasts, anomalies, events, alarms, changes, bad feedback.
 
-    python tests/benchmarks/quality.py DATA --save OUT [--only KINDS]
+    python tests/benchmarks/quality.py DATA --save OUT [--only KINDS] [--level NAME]
 
 DATA holds the public data sets by folder (ett, nab, skab, smd, asd, smap_msl, ucr, ecg, traffic,
 drift); what is not there is left out. Each recording is taken through `adaptive replay` once, with
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,14 +107,15 @@ def jobs(data: Path, out: Path, only: set[str]) -> list[tuple[Path, list[str]]]:
     return found
 
 
-def run(job: tuple[Path, list[str]]) -> None:
-    """Run one job, unless its results are there."""
+def run(job: tuple[Path, list[str]], level: str) -> None:
+    """Run one job at a level, unless its results are there."""
     folder, arguments = job
     done = folder / "done"
     if done.exists():
         return
     begin = time.perf_counter()
-    command = [sys.executable, "-m", "adaptive", "replay", *arguments, "--save", str(folder)]
+    how = "--level", level, "--save", str(folder)
+    command = [sys.executable, "-m", "adaptive", "replay", *arguments, *how]
     if folder.name in SCRIPTS:
         command = [sys.executable, str(Path(__file__).with_name(f"{folder.name}.py")), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -202,10 +204,12 @@ def main() -> None:
     parser.add_argument("--save", type=Path, required=True)
     everything = ("forecast", "nab", "anomaly", "event", "alarm", *SCRIPTS)
     parser.add_argument("--only", metavar="KINDS", default=",".join(everything))
+    parser.add_argument("--level", default="full", help="of the model (default full)")
     args = parser.parse_args()
     args.save.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, jobs(args.data, args.save, set(args.only.split(",")))))
+        todo = jobs(args.data, args.save, set(args.only.split(",")))
+        list(pool.map(partial(run, level=args.level), todo))
     for name, text in report(args.data, args.save):
         print(f"{name:45} {text}")
     for name in SCRIPTS:

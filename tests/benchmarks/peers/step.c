@@ -1,8 +1,9 @@
 /* The step of the default level in plain C, as the limit of what a machine can do with it.
 
-   One channel, one step ahead: distances to 4096 lags at four scales and the five nearest blocks at
-   three, on every fourth sample the same for means of four; a square-root RLS of 96 lags and two of
-   18 numbers; one layer of attention over 128 cached keys; attention over 175 remembered errors.
+   One channel, one step ahead: distances to 4096 lags at three scales, in half precision, and the five
+   nearest blocks at each, on every fourth sample the same for means of four; a fourth scale in single
+   precision; a square-root RLS of 96 lags and two of 18 numbers; a gated delta layer; attention over
+   175 remembered errors.
    The small rest (moments, gains, glitches, seasons) is left out: this is a limit, not a twin.
 
      gcc -O3 -march=native -ffast-math -shared -fPIC -o step.so step.c -lm */
@@ -10,6 +11,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #define PHASES 16
 #define LAGS 4096
@@ -20,7 +24,7 @@
 #define DIM 32
 #define HEADS 4
 #define EACH (DIM / HEADS)
-#define WINDOW 128
+#define SCALES 3
 #define HIDDEN (2 * DIM)
 #define FAR (4 * LAGS)
 #define KEY 14
@@ -28,49 +32,75 @@
 
 typedef struct { /* what is remembered at one rate */
     float ring[PHASES][2 * BLOCKS];
-    float far[4][PHASES][BLOCKS];
+    _Float16 far[SCALES][PHASES][BLOCKS];
 } memory;
 
 typedef struct {
     memory fine, coarse;
+    float season[PHASES][BLOCKS];
     float root[LONG * LONG], slow[JOINT * JOINT], fast[JOINT * JOINT];
     float weights[LONG], past[LONG], sum;
-    float keys[2 * WINDOW][DIM], values[2 * WINDOW][DIM];
+    float held[HEADS][EACH][EACH];
     int8_t asked[FAR][KEY], errors[FAR][2];
     int32_t count;
 } stream;
 
 typedef struct {
     float query[DIM][DIM], key[DIM][DIM], value[DIM][DIM], out[DIM][DIM];
-    float up[DIM][HIDDEN], down[HIDDEN][DIM], embed[2][DIM], head[DIM];
+    float gates[DIM][2 * HEADS], up[DIM][HIDDEN], down[HIDDEN][DIM], embed[2][DIM], head[DIM];
 } weights;
 
 long bytes_of_stream(void) { return sizeof(stream); }
 long bytes_of_weights(void) { return sizeof(weights); }
 
-static float compare(memory *m, int scales, int32_t count, float x, int32_t *lag) {
-    static const float rate[4] = {1 / 3.f, 1 / 12.f, 1 / 48.f, 1 / 8192.f};
-    static const float most[4] = {100, 100, 100, 9};
+/* Compilers do not make vectors of these by themselves yet. */
+static void widen(const _Float16 *half, float *whole) {
+#ifdef __F16C__
+    for (int b = 0; b < BLOCKS; b += 8)
+        _mm256_storeu_ps(whole + b, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(half + b))));
+#else
+    for (int b = 0; b < BLOCKS; b++) whole[b] = half[b];
+#endif
+}
+
+static void narrow(const float *whole, _Float16 *half) {
+#ifdef __F16C__
+    for (int b = 0; b < BLOCKS; b += 8)
+        _mm_storeu_si128((__m128i *)(half + b), _mm256_cvtps_ph(_mm256_loadu_ps(whole + b), 0));
+#else
+    for (int b = 0; b < BLOCKS; b++) half[b] = (_Float16)whole[b];
+#endif
+}
+
+static float compare(memory *m, float (*season)[BLOCKS], int32_t count, float x, int32_t *lag) {
+    static const float rate[SCALES] = {1 / 3.f, 1 / 12.f, 1 / 48.f};
     int at = count % LAGS;
     m->ring[at % PHASES][at / PHASES] = m->ring[at % PHASES][at / PHASES + BLOCKS] = x;
-    float least[4][BLOCKS];
-    for (int s = 0; s < scales; s++)
+    float least[SCALES][BLOCKS];
+    for (int s = 0; s < SCALES; s++)
         for (int b = 0; b < BLOCKS; b++) least[s][b] = 1e30f;
     for (int j = 0; j < PHASES; j++) {
         int back = (count - 1 - j + LAGS) % LAGS;
         const float *then = m->ring[back % PHASES] + back / PHASES + 1;
-        for (int s = 0; s < scales; s++) {
-            float *d = m->far[s][j], r = rate[s], cut = most[s], *l = least[s];
-            for (int b = 0; b < BLOCKS; b++) {
-                float apart = (then[b] - x) * (then[b] - x);
-                apart = apart < cut ? apart : cut;
-                d[b] += r * (apart - d[b]);
-                l[b] = d[b] < l[b] ? d[b] : l[b];
-            }
+        float apart[BLOCKS], d[BLOCKS];
+        for (int b = 0; b < BLOCKS; b++) {
+            float square = (then[b] - x) * (then[b] - x);
+            apart[b] = square < 100 ? square : 100;
         }
+        for (int s = 0; s < SCALES; s++) {
+            widen(m->far[s][j], d);
+            for (int b = 0; b < BLOCKS; b++) {
+                d[b] += rate[s] * (512 * apart[b] - d[b]);
+                least[s][b] = d[b] < least[s][b] ? d[b] : least[s][b];
+            }
+            narrow(d, m->far[s][j]);
+        }
+        if (season)
+            for (int b = 0; b < BLOCKS; b++)
+                season[j][b] += ((apart[b] < 9 ? apart[b] : 9) - season[j][b]) / 8192.f;
     }
     float total = 0;
-    for (int s = 0; s < 3; s++)
+    for (int s = 0; s < SCALES; s++)
         for (int k = 0; k < NEAREST; k++) {
             float best = 1e30f;
             for (int b = 0; b < BLOCKS; b++) best = least[s][b] < best ? least[s][b] : best;
@@ -108,27 +138,32 @@ static void through(const float *x, const float *matrix, int n, int m, float *ou
         for (int j = 0; j < m; j++) out[j] += x[i] * matrix[i * m + j];
 }
 
+static void unit(float *x) {
+    float square = 1e-6f;
+    for (int e = 0; e < EACH; e++) square += x[e] * x[e];
+    for (int e = 0; e < EACH; e++) x[e] /= sqrtf(square);
+}
+
 static float encode(stream *s, const weights *w, float x, float left) {
-    float token[DIM], key[DIM], value[DIM], query[DIM], mixed[DIM] = {0}, out[DIM], up[HIDDEN];
+    float token[DIM], key[DIM], value[DIM], query[DIM], gate[2 * HEADS], mixed[DIM], out[DIM];
+    float up[HIDDEN];
     for (int d = 0; d < DIM; d++) token[d] = x * w->embed[0][d] + left * w->embed[1][d];
     through(token, &w->key[0][0], DIM, DIM, key);
     through(token, &w->value[0][0], DIM, DIM, value);
     through(token, &w->query[0][0], DIM, DIM, query);
-    int at = s->count % WINDOW;
-    memcpy(s->keys[at], key, sizeof key), memcpy(s->keys[at + WINDOW], key, sizeof key);
-    memcpy(s->values[at], value, sizeof value), memcpy(s->values[at + WINDOW], value, sizeof value);
+    through(token, &w->gates[0][0], DIM, 2 * HEADS, gate);
     for (int h = 0; h < HEADS; h++) {
-        float weight[WINDOW], most = -1e30f, total = 0;
-        for (int t = 0; t < WINDOW; t++) {
-            float logit = -0.1f * (WINDOW - 1 - t);
-            for (int e = 0; e < EACH; e++) logit += query[h * EACH + e] * s->keys[at + 1 + t][h * EACH + e];
-            weight[t] = logit;
-            most = logit > most ? logit : most;
+        float *k = key + h * EACH, *q = query + h * EACH;
+        float share = 1 / (1 + expf(-gate[h])), stays = 1 / (1 + expf(gate[HEADS + h]));
+        unit(k), unit(q);
+        for (int i = 0; i < EACH; i++) {
+            float *row = s->held[h][i], had = 0, sum = 0;
+            for (int e = 0; e < EACH; e++) had += stays * row[e] * k[e];
+            float write = share * (value[h * EACH + i] - had);
+            for (int e = 0; e < EACH; e++) row[e] = stays * row[e] + write * k[e];
+            for (int e = 0; e < EACH; e++) sum += row[e] * q[e];
+            mixed[h * EACH + i] = sum;
         }
-        for (int t = 0; t < WINDOW; t++) total += weight[t] = expf(weight[t] - most);
-        for (int t = 0; t < WINDOW; t++)
-            for (int e = 0; e < EACH; e++)
-                mixed[h * EACH + e] += weight[t] / total * s->values[at + 1 + t][h * EACH + e];
     }
     through(mixed, &w->out[0][0], DIM, DIM, out);
     for (int d = 0; d < DIM; d++) token[d] += out[d];
@@ -144,7 +179,7 @@ static float recall(stream *s, const float *newest, const int32_t *near) {
     float logit[ASKED], most = -1e30f, total = 0, answer = 0;
     int at[ASKED];
     for (int k = 0; k < ASKED; k++) {
-        int lag = k < 3 * NEAREST ? near[k] : 24 * (k - 3 * NEAREST + 1);
+        int lag = k < SCALES * NEAREST ? near[k] : 24 * (k - SCALES * NEAREST + 1);
         at[k] = (s->count - lag + FAR) % FAR;
         float own = 0, unit = exp2f(s->asked[at[k]][KEY - 1] / 8.f);
         for (int i = 0; i < KEY - 1; i++) {
@@ -163,11 +198,11 @@ static float recall(stream *s, const float *newest, const int32_t *near) {
 }
 
 static float one(stream *s, const weights *w, float x) {
-    int32_t near[3 * NEAREST], coarse[3 * NEAREST], n = ++s->count;
+    int32_t near[SCALES * NEAREST], coarse[SCALES * NEAREST], n = ++s->count;
     float gain[LONG], small[LONG], row[JOINT], foreseen = 0;
-    float strange = compare(&s->fine, 4, n, x, near);
+    float strange = compare(&s->fine, s->season, n, x, near);
     s->sum += x;
-    if (n % 4 == 3) strange += compare(&s->coarse, 3, n / 4, s->sum / 4, coarse), s->sum = 0;
+    if (n % 4 == 3) strange += compare(&s->coarse, NULL, n / 4, s->sum / 4, coarse), s->sum = 0;
     for (int i = 0; i < LONG; i++) foreseen += s->weights[i] * s->past[i];
     rls(s->root, s->past, LONG, 0.99995f, gain);
     for (int i = 0; i < LONG; i++) s->weights[i] += gain[i] * (x - foreseen);
