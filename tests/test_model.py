@@ -66,7 +66,7 @@ def answers(controller, values, levels=FULL, sizes=32):
 def flat(estimate):
     """All numbers of an estimate."""
     numbers = [estimate.index, estimate.level, *estimate.surprise]
-    arrays = (estimate.forecast, estimate.spread, *estimate.explanation, estimate.loss)
+    arrays = (estimate.forecast, estimate.spread, *estimate.explanation[:-1], estimate.loss)
     return np.concatenate([numbers, *(np.ravel(a) for a in arrays)]).astype(np.float64)
 
 
