@@ -145,16 +145,30 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="latency",
-        choices=("latency", "throughput", "growth", "memory", "start", "ingest"),
+        choices=("latency", "throughput", "growth", "memory", "start", "ingest", "governor"),
         metavar="WHAT",
         help="latency of one stream (default), throughput of many, growth with channels, horizon "
-        "and memory, memory, start, ingest: MQTT in to MQTT out, which needs mosquitto",
+        "and memory, memory, start, ingest: MQTT in to MQTT out, which needs mosquitto, governor: "
+        "against other policies and oracles",
     )
     bench.add_argument("--config", type=Path, metavar="FILE", help="its [model] table counts")
     bench.add_argument(
         "--channels", type=int, default=2, help="of a stream (default 2; of ingest always 1)"
     )
-    bench.add_argument("--samples", type=int, default=3000, help="scored at each level, of latency")
+    bench.add_argument(
+        "--samples",
+        type=int,
+        help="of latency: scored at each level (default 3000); of governor: of each world (100000)",
+    )
+    bench.add_argument(
+        "--simulate",
+        action="store_true",
+        help="of governor: in virtual time, which is the only way",
+    )
+    bench.add_argument(
+        "--seeds", type=int, default=20, help="of governor: worlds of each kind (20)"
+    )
+    bench.add_argument("--workers", type=int, default=2, help="of governor: processes (default 2)")
     bench.add_argument(
         "--rate-hz",
         type=float,

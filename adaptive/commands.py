@@ -277,8 +277,17 @@ def bench_machine(args: argparse.Namespace) -> int:
     """`adaptive bench`."""
     from adaptive import bench, ingest, load
 
-    if args.channels < 1 or args.samples < 1 or args.rate_hz < 0:
-        raise ValueError("--channels and --samples must be at least 1, --rate-hz at least 0")
+    samples = args.samples
+    if samples is None:
+        samples = 100_000 if args.what == "governor" else 3000
+    if min(args.channels, samples, args.seeds, args.workers) < 1 or args.rate_hz < 0:
+        raise ValueError(
+            "--channels, --samples, --seeds and --workers must be at least 1, --rate-hz at least 0"
+        )
+    if args.what == "governor":
+        if not args.simulate:
+            raise ValueError("bench governor: wanted --simulate, got nothing")
+        return contest_of_governors(args.seeds, samples, args.workers)
     model = settings_of(args.config)["model"]
     with bar("compiling", None) as advance:
 
@@ -289,7 +298,7 @@ def bench_machine(args: argparse.Namespace) -> int:
             OUT.print(what, highlight=False)
 
         if args.what == "latency":
-            bench.latency(model, args.channels, args.samples, args.rate_hz, compiled, say)
+            bench.latency(model, args.channels, samples, args.rate_hz, compiled, say)
         elif args.what == "throughput":
             bench.throughput(model, args.channels, compiled, say)
         elif args.what == "growth":
@@ -302,6 +311,20 @@ def bench_machine(args: argparse.Namespace) -> int:
             ingest.measure(model, loads, say)
         else:
             bench.start(say)
+    return 0
+
+
+def contest_of_governors(seeds: int, samples: int, workers: int) -> int:
+    """`adaptive bench governor`."""
+    from adaptive import contest
+
+    found, worlds = [], seeds * len(contest.SCENARIOS) * len(contest.SITES)
+    with bar("living through", worlds) as advance:
+        for one in contest.outcomes(seeds, samples, workers=workers):
+            found.append(one)
+            advance()
+    for table in contest.tables(found):
+        OUT.print(table)
     return 0
 
 

@@ -13,13 +13,11 @@ from enum import IntEnum
 from math import exp, inf, log
 from typing import NamedTuple
 
-from adaptive.ladder import Ladder, Row, highest, ladder
+from adaptive.ladder import Ladder, highest, ladder
 from adaptive.slowdown import (
     CORRECTION_MAX,
-    LOW,
     OFTEN,
     STEP,
-    USUAL,
     Slowdown,
     Tail,
     believed,
@@ -35,7 +33,7 @@ class Mode(IntEnum):
 
     NORMAL = 0  # every level
     DEGRADED = 1  # the cheapest compiled level at most
-    FALLBACK = 2  # the mandatory answer alone, and a probe now and then
+    FALLBACK = 2  # nothing is counted on: the mandatory answer alone
 
 
 NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
@@ -44,9 +42,9 @@ NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
 class Decision(NamedTuple):
     """What to do with the head of the queue."""
 
-    level: int  # -1: the mandatory answer alone
+    level: int  # -1: it will be too late; whatever the model does then, it learns from it
     batch: int  # how many to take from the head of the queue
-    probe: bool = False  # expected to be late: publish the mandatory answer first
+    sure: bool = True  # else it is a try: it usually is in time, but not as often as is asked for
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,6 @@ class Settings:
         guard_ms: Kept free for publishing [ms].
         utilisation: Share of the slack that draining a backlog may take.
         clearance: Going up a level needs this ratio of room to cost; going down needs none.
-        release: How fast a slowdown is forgotten [nats of slowdown per completion].
-        probe_ms: After so long without a compiled level one is tried [ms]; doubles each time.
-        probe_limit_ms: Longest time between two such probes [ms].
         recover_ms: How long a failure caps the level [ms]; doubles with each further failure.
         recover_limit_ms: Longest such time [ms].
     """
@@ -69,9 +64,6 @@ class Settings:
     guard_ms: float = 0.5
     utilisation: float = 0.85
     clearance: float = 1.1
-    release: float = 0.06
-    probe_ms: float = 50.0
-    probe_limit_ms: float = 500.0
     recover_ms: float = 500.0
     recover_limit_ms: float = 30_000.0
 
@@ -81,8 +73,6 @@ class Settings:
             "guard_ms": (0.0 <= self.guard_ms < inf, "0 or more"),
             "utilisation": (0.0 < self.utilisation <= 1.0, "above 0 and at most 1"),
             "clearance": (1.0 <= self.clearance < inf, "1 or more"),
-            "release": (0.0 < self.release < inf, "positive"),
-            "probe_ms": (0.0 < self.probe_ms <= self.probe_limit_ms, "in (0, probe_limit_ms]"),
             "recover_ms": (0.0 < self.recover_ms <= self.recover_limit_ms, "in (0, its limit]"),
         }
         for name, (good, what) in wanted.items():
@@ -104,15 +94,12 @@ class State(NamedTuple):
 
     slowdown: Slowdown
     tail: Tail
-    deltas: Row  # [levels] by how much each departs from the shared slowdown
-    used: float = 0.0  # log slowdown that the last decision reckoned with
+    budget: float = 0.0  # [s] that the last decision had for its call
     level: int = -1  # of the last decision
-    probing: bool = False  # the call in flight is a probe
+    sure: bool = False  # whether it was
     observed: float = -inf  # [s] time of the last completion
     interval: float = 0.0  # [s] typical time between completions
-    exceeded: float = 0.0  # running share of completions above the margin, over about 1000
-    probe_at: float = -inf  # [s] from then on a probe may be made
-    probe_gap: float = 0.0  # [s] between probes
+    late: float = 0.0  # running share of sure calls that were late, over about 1000
     health: Health = Health()
 
 
@@ -122,9 +109,10 @@ def decide(
     """Pick the highest level that fits what slack is left, with the margin of the tail.
 
     The batch is all of the queue that a bucket holds. When not even the cheapest level fits for
-    so many, fewer are taken at the cheapest level. With more waiting than one batch holds, the
-    typical cost of draining the whole queue must fit too, unless the level is the cheapest. So
-    for a given state the level never falls when the slack grows.
+    so many, fewer are taken at it; when it fits for none with the margin, but usually would, it is
+    tried. With more waiting than one batch holds, the typical cost of draining the whole queue must
+    fit too, unless the level is the cheapest. So for a given state the level never falls when the
+    slack grows.
 
     Args:
         settings: What to aim at.
@@ -134,46 +122,42 @@ def decide(
         queue: How many wait, the head included.
         now: [s].
     """
-    slowdown, tail, deltas, _, last, _, observed, interval, exceeded, probe_at, gap, health = state
+    slowdown, tail, _, last, _, observed, interval, late, health = state
     mode = health.mode
     if mode == DEGRADED and now >= health.until:
         mode, health = NORMAL, health._replace(mode=NORMAL, cause="")
     buckets, log_costs, guard, clear, depth = ladder
     base = believed(slowdown)
     budget = slack - guard
-    level, batch, probing = -1, 1 if queue > 0 else 0, False
-    if budget > 0.0 and queue > 0:
-        if mode != FALLBACK:
-            size = bisect_left(buckets, queue)
-            if size == len(buckets):
+    level, batch, sure = -1, min(queue, buckets[-1]), False
+    if budget > 0.0 and queue > 0 and mode != FALLBACK:
+        most = bisect_left(buckets, queue)
+        if most == len(buckets):
+            most -= 1
+        usual = log(budget) - base
+        room = usual - margin(tail, depth)
+        cap = 0 if mode == DEGRADED else len(log_costs[0]) - 1
+        level = highest(log_costs[most], room, cap, last, clear)
+        if level > 0 and queue > buckets[most]:
+            rounds = -(-queue // buckets[most])
+            spare = log(settings.utilisation * budget / rounds) - base
+            level = max(0, highest(log_costs[most], spare, level, last, clear))
+        size, sure = most, level >= 0
+        while level < 0 and size > 0:
+            size -= 1
+            if log_costs[size][0] <= room:
+                level, sure = 0, True
+        if level < 0:
+            size = most
+            while size > 0 and log_costs[size][0] > usual:
                 size -= 1
-            cap = 0 if mode == DEGRADED else len(deltas) - 1
-            room = log(budget) - base - margin(tail, depth)
-            level = highest(log_costs[size], deltas, room, cap, last, clear)
-            if level > 0 and queue > buckets[size]:
-                rounds = -(-queue // buckets[size])
-                spare = log(settings.utilisation * budget / rounds) - base
-                level = max(0, highest(log_costs[size], deltas, spare, level, last, clear))
-            while level < 0 and size > 0:
-                size -= 1
-                level = highest(log_costs[size], deltas, room, 0, last, clear)
-            if level >= 0:
-                batch = min(queue, buckets[size])
-        if slowdown.hold_left:
-            slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
-    if level >= 0:
-        gap = 1e-3 * settings.probe_ms
-        probe_at = now + gap
-    elif now >= probe_at and queue > 0 and (mode != FALLBACK or now >= health.until):
-        # Nothing is learned from mandatory answers, so a slowdown once believed would stay.
-        level, batch, probing = 0, min(queue, ladder.buckets[0]), True
-        gap = 1e-3 * min(max(2e3 * gap, settings.probe_ms), settings.probe_limit_ms)
-        probe_at = now + gap
-    state = new(State, (
-        slowdown, tail, deltas, base, level, probing,
-        observed, interval, exceeded, probe_at, gap, health,
-    ))  # fmt: skip
-    return state, new(Decision, (level, batch, probing))
+            level = 0 if log_costs[size][0] <= usual else -1
+        if level >= 0:
+            batch = min(queue, buckets[size])
+    if slowdown.hold_left and queue > 0:
+        slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
+    state = new(State, (slowdown, tail, budget, level, sure, observed, interval, late, health))
+    return state, new(Decision, (level, batch, sure))
 
 
 def observe(
@@ -185,11 +169,11 @@ def observe(
     cost: float,
     now: float,
 ) -> State:
-    """Learn from what a call really cost: `z = ln(cost / nominal) - delta[level]`.
+    """Learn from what a call really cost: `z = ln(cost / nominal)`.
 
-    Every call informs every level, by the shared slowdown; what only this level departs by goes
-    to its delta. Two alarms cap the level: a margin exceeded ten times as often as asked for
-    (DEGRADED), and a correction at its limit (FALLBACK).
+    Every call informs every level, by the shared slowdown. The margin is corrected by what counts:
+    how often a call that was sure to be in time was late. Two alarms cap the level: ten times as
+    often as accepted (DEGRADED), and a correction at its limit (FALLBACK).
 
     Args:
         settings: What to aim at.
@@ -202,13 +186,12 @@ def observe(
     """
     if level < 0 or not 1e-9 < cost < 1e6:
         return state
-    slowdown, tail, deltas, used, last, probing, observed, interval = state[:8]
-    share, probe_at, gap, health = state[8:]
-    buckets, log_costs, _, _, depth = ladder
+    slowdown, tail, budget, last, sure, observed, interval, share, health = state
+    buckets, log_costs, _, _, _ = ladder
     size = bisect_left(buckets, batch)
     if size == len(buckets):
         size -= 1
-    z = log(cost) - log_costs[size][level] - deltas[level]
+    z = log(cost) - log_costs[size][level]
     # The slowdown drifts with the time since the last completion, in units of the usual time.
     elapsed = now - observed if observed > -inf else interval
     interval += 0.05 * (elapsed - interval)
@@ -216,31 +199,19 @@ def observe(
     age = 1.0 if age < 1.0 else 20.0 if age > 20.0 else age
 
     epsilon = settings.epsilon
-    exceeded = z > used + margin(tail, depth)
-    slowdown, residual, kind = track(slowdown, z, age, probing, settings.release)
-    tail = widen(tail, residual, kind, exceeded, probing, epsilon)
-    if kind == USUAL and len(deltas) > 1:
-        delta = deltas[level] + 0.02 * (residual - slowdown.bias)
-        delta = -0.3 if delta < -0.3 else 0.3 if delta > 0.3 else delta
-        deltas = (*deltas[:level], delta, *deltas[level + 1 :])
-
-    if probing:
-        if slowdown.lows or kind == LOW:
-            # Good news: look again soon rather than after the back-off.
-            gap = 1e-3 * settings.probe_ms
-            probe_at = min(probe_at, now + gap)
-        if health.mode == FALLBACK:
+    late = cost > budget
+    slowdown, residual, kind = track(slowdown, z, age, not sure)
+    tail = widen(tail, residual, kind, late, not sure, epsilon)
+    if not sure:
+        if health.mode == FALLBACK and now >= health.until:
             health = health._replace(mode=DEGRADED, until=now + health.backoff)
     else:
-        share += 1e-3 * ((1.0 if exceeded and kind != STEP else 0.0) - share)
+        share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
         if tail.correction >= CORRECTION_MAX and health.mode != FALLBACK:
             health = _worse(settings, health, FALLBACK, "margin", now)
         elif share > 10 * epsilon and health.mode == NORMAL:
-            health, share = _worse(settings, health, DEGRADED, "exceeded", now), 0.0
-    return new(
-        State,
-        (slowdown, tail, deltas, used, last, False, now, interval, share, probe_at, gap, health),
-    )
+            health, share = _worse(settings, health, DEGRADED, "late", now), 0.0
+    return new(State, (slowdown, tail, budget, last, sure, now, interval, share, health))
 
 
 def _worse(settings: Settings, health: Health, mode: Mode, cause: str, now: float) -> Health:
@@ -255,7 +226,7 @@ def fail(settings: Settings, state: State, cause: str, now: float) -> State:
     """Cap the level after a failed call: first the cheapest level, then mandatory answers."""
     mode = DEGRADED if state.health.mode == NORMAL else FALLBACK
     health = _worse(settings, state.health, mode, cause, now)
-    return state._replace(health=health, probing=False)
+    return state._replace(health=health)
 
 
 class Governor:
@@ -266,13 +237,13 @@ class Governor:
 
     def __init__(self, settings: Settings | None = None):
         self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0, 0.0)
-        self.state = State(Slowdown(), Tail(), ())
+        self.state = State(Slowdown(), Tail())
 
     def init(self, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> State:
         """Start anew from measured nominal costs; see `ladder`."""
         s = self.settings
         self.ladder = ladder(costs, s.guard_ms, s.clearance, s.epsilon)
-        self.state = State(Slowdown(), Tail(), (0.0,) * len(costs))
+        self.state = State(Slowdown(), Tail())
         return self.state
 
     @property
@@ -301,8 +272,7 @@ class Governor:
     def predict(self, level: int, batch: int) -> tuple[float, float]:
         """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
         size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
-        usual = self.ladder.log_costs[size][level] + self.state.deltas[level]
-        usual += believed(self.state.slowdown)
+        usual = self.ladder.log_costs[size][level] + believed(self.state.slowdown)
         return exp(usual), exp(usual + margin(self.state.tail, self.ladder.depth))
 
     def may_learn(self, idle: float, cost: float) -> bool:
@@ -316,7 +286,7 @@ class Governor:
         budget = idle - self.ladder.guard
         if self.state.health.mode != NORMAL or slowdown.hold_left or budget <= 0.0:
             return False
-        return cost * exp(slowdown.held + margin(self.state.tail, self.ladder.depth)) <= budget
+        return cost * exp(slowdown.mean + margin(self.state.tail, self.ladder.depth)) <= budget
 
     def snapshot(self) -> dict[str, float]:
         """Return what was learned, for a checkpoint.
@@ -326,25 +296,23 @@ class Governor:
         """
         flat = {f"slowdown.{k}": float(v) for k, v in self.state.slowdown._asdict().items()}
         flat |= {f"tail.{k}": float(v) for k, v in self.state.tail._asdict().items()}
-        flat |= {f"delta.{k}": v for k, v in enumerate(self.state.deltas)}
         return flat | {"interval": self.state.interval}
 
     def restore(self, snapshot: Mapping[str, float]) -> None:
         """Go on from a snapshot, after `init`; the machine may be another, so doubt its mean.
 
         Raises:
-            ValueError: The snapshot is not of a governor with as many levels.
+            ValueError: The snapshot is not of a governor.
         """
-        deltas = tuple(snapshot[key] for key in snapshot if key.startswith("delta."))
         wanted = {f"slowdown.{k}" for k in Slowdown._fields} | {f"tail.{k}" for k in Tail._fields}
-        if len(deltas) != len(self.state.deltas) or not wanted <= snapshot.keys():
+        if not wanted <= snapshot.keys():
             raise ValueError(
-                f"governor: the snapshot must be of {len(self.state.deltas)} levels, got "
-                f"{len(deltas)} and the keys {sorted(snapshot)}. Start without it."
+                f"governor: the snapshot must hold {sorted(wanted)}, got {sorted(snapshot)}. "
+                "Start without it."
             )
-        mean, variance, drift, noise, bias, held, *_ = (
+        mean, variance, drift, noise, *_ = (
             snapshot[f"slowdown.{name}"] for name in Slowdown._fields
         )
-        slowdown = Slowdown(mean, max(variance, Slowdown().variance), drift, noise, bias, held)
+        slowdown = Slowdown(mean, max(variance, Slowdown().variance), drift, noise)
         tail = Tail(*(snapshot[f"tail.{k}"] for k in Tail._fields))
-        self.state = State(slowdown, tail, deltas, interval=snapshot.get("interval", 0.0))
+        self.state = State(slowdown, tail, interval=snapshot.get("interval", 0.0))

@@ -61,9 +61,9 @@ def ladder(
     )
 
 
-def highest(costs: Row, deltas: Row, room: float, cap: int, last: int, clear: float) -> int:
+def highest(costs: Row, room: float, cap: int, last: int, clear: float) -> int:
     """Return the highest level up to `cap` whose log cost fits `room`, or -1."""
     for level in range(cap, -1, -1):
-        if costs[level] + deltas[level] + (clear if level > last else 0.0) <= room:
+        if costs[level] + (clear if level > last else 0.0) <= room:
             return level
     return -1

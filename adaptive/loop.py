@@ -240,7 +240,7 @@ class Loop:
         slack = min(head.due - before if head else inf, self._patience(self._shortest))
         decision = bank.governor.decide(slack, len(bank.queue), before)
         level, batch = decision.level, decision.batch
-        if head and (level == MANDATORY or decision.probe):
+        if head and level == MANDATORY:
             # What its time allows is there already; the model sees the sample all the same.
             self._publish(head, None, before)
         if level == MANDATORY:

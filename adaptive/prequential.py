@@ -151,22 +151,16 @@ def governed(
             pace(row)
         start = clock.perf_counter()
         mandatory = controller.mandatory(controller.arrive(0, x))
-        chosen, probe = level, False
+        before, waiting, chosen = clock.perf_counter(), len(controller.queue), level
         if chosen is None:
-            slack = deadline - (clock.perf_counter() - start)
-            decision = governor.decide(slack, len(controller.queue), clock.perf_counter())
-            chosen, probe = decision.level, decision.probe
-        estimate = mandatory
-        if chosen != MANDATORY:
-            waiting = len(controller.queue)
-            before = clock.perf_counter()
-            refined = mandatory
-            while controller.queue:  # more than one call takes, after many without the model
-                refined = controller.refine(chosen)[-1]
-            # A probe comes too late by what is believed: the live loop has answered before it.
-            estimate = mandatory if probe else refined
-            now = clock.perf_counter()
-            governor.observe(chosen, waiting, now - before, now)
+            chosen = governor.decide(deadline - (before - start), waiting, before).level
+        refined = mandatory
+        while controller.queue:  # more than one call takes, after many without the model
+            refined = controller.refine(max(chosen, 0))[-1]
+        # What is expected to be late the live loop has answered before.
+        estimate = mandatory if chosen == MANDATORY else refined
+        now = clock.perf_counter()
+        governor.observe(max(chosen, 0), waiting, now - before, now)
         yield estimate, start
         learn(controller)
 

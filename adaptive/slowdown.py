@@ -13,7 +13,7 @@ DOWN_GAIN = 0.2  # largest gain for good news
 NOISE_MIN, DRIFT_MIN = 1e-4, 1e-5  # variances of the log slowdown
 OFTEN = 0.02  # share of the residuals above the threshold at which the tail begins
 EXCESS_MAX = 0.7  # what lies further out than this no margin can buy
-CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.2, -0.2, 1.5  # of the margin: at first, limits
+CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # of the margin: at first, limits
 
 USUAL, SPIKE, STEP, LOW = range(4)  # kinds of completion
 
@@ -27,12 +27,10 @@ class Slowdown(NamedTuple):
     variance: float = 0.04  # of the mean
     drift: float = 1e-4  # variance by which the mean moves between completions
     noise: float = 2.5e-3  # variance of one completion about the mean
-    bias: float = 0.0  # running mean of the residuals of all levels
-    held: float = 0.0  # the mean as decisions see it: up at once, down by `release`
     hold: float = 0.0  # a spike that may be the first of a step
     hold_left: int = 0  # decisions for which to believe it
     spikes: int = 0  # in a row
-    lows: int = 0  # probes in a row that were cheaper than decisions believe
+    lows: int = 0  # unsure calls in a row that were cheaper than decisions believe
     previous: float = 0.0  # the last completion
 
 
@@ -47,9 +45,9 @@ class Tail(NamedTuple):
 
 def believed(slowdown: Slowdown) -> float:
     """Log slowdown that a decision made now must reckon with."""
-    if slowdown.hold_left and slowdown.hold > slowdown.held:
+    if slowdown.hold_left and slowdown.hold > slowdown.mean:
         return slowdown.hold
-    return slowdown.held
+    return slowdown.mean
 
 
 def margin(tail: Tail, depth: float) -> float:
@@ -62,22 +60,19 @@ def margin(tail: Tail, depth: float) -> float:
     return tail.threshold + tail.excess * depth + tail.correction
 
 
-def track(
-    slowdown: Slowdown, z: float, gap: float, probing: bool, release: float
-) -> tuple[Slowdown, float, int]:
+def track(slowdown: Slowdown, z: float, gap: float, unsure: bool) -> tuple[Slowdown, float, int]:
     """Filter one completion.
 
     A Kalman step on the log slowdown, with adaptive drift and noise and a gain of at most 0.2
-    downwards, except for probes. A residual above 4 standard deviations is a spike: decisions
-    believe it twice and nothing is learned from it; if the next completion is as high, it was a
-    step and is adopted at once. Down, two probes in a row below `held` are a step.
+    downwards, except after unsure calls. A residual above 4 standard deviations is a spike:
+    decisions believe it twice and nothing is learned from it; if the next completion is as high, it
+    was a step and is adopted at once. Down, two unsure calls in a row as far below are a step.
 
     Args:
         slowdown: As it was.
         z: ln(cost / nominal) of the completion.
         gap: Time since the last completion, in units of the usual time, 1 to 20.
-        probing: It was a probe, so it is the only news for long.
-        release: By how much `held` may fall towards the mean.
+        unsure: Nobody counted on it, so decisions may be wrong about what fits.
 
     Returns:
         The new state, the residual `z - mean`, and the kind of the completion.
@@ -86,7 +81,7 @@ def track(
         Wan et al., ALERT, 2020 (one shared slowdown; adaptive drift). Unlike theirs in the log
         domain, with adaptive noise and a drift floor 1e4 times lower.
     """
-    mean, variance, drift, noise, bias, held, hold, hold_left, spikes, lows, previous = slowdown
+    mean, variance, drift, noise, hold, hold_left, spikes, lows, previous = slowdown
     predicted = variance + drift * gap
     total = predicted + noise
     residual = z - mean
@@ -95,18 +90,12 @@ def track(
         if not spikes:
             # As if it lay just at the limit, so that truly wider noise soon counts as usual.
             noise += 0.02 * (steep * steep - noise)
-            state = new(Slowdown, (mean, variance, drift, noise, bias, held, z, 2, 1, 0, z))
+            state = new(Slowdown, (mean, variance, drift, noise, z, 2, 1, 0, z))
             return state, residual, SPIKE
         mean = z if z < previous else previous
-        if mean > held:
-            held = mean
-        return (
-            new(Slowdown, (mean, noise, drift, noise, bias, held, hold, 0, 0, 0, z)),
-            residual,
-            STEP,
-        )
+        return new(Slowdown, (mean, noise, drift, noise, hold, 0, 0, 0, z)), residual, STEP
     gain = predicted / total
-    if residual < 0.0 and gain > DOWN_GAIN and not probing:
+    if residual < 0.0 and gain > DOWN_GAIN and not unsure:
         gain = DOWN_GAIN
     moved = gain * residual
     mean += moved
@@ -114,29 +103,20 @@ def track(
     if drift < DRIFT_MIN:
         drift = DRIFT_MIN
     variance = (1.0 - gain) * predicted
-    # Probes are rare: two that came in lower are believed, where others only release it.
-    lows = lows + 1 if probing and z < held - release else 0
-    if lows > 1:
-        mean = held = z if z > previous else previous
-        state = new(Slowdown, (mean, noise, drift, noise, bias, held, hold, 0, 0, 0, z))
-        return state, residual, LOW
-    held -= release
-    if mean > held:
-        held = mean
     if residual < -steep:  # the way down from a slowdown is no noise
-        state = new(Slowdown, (mean, variance, drift, noise, bias, held, hold, 0, 0, lows, z))
-        return state, residual, LOW
+        lows = lows + 1 if unsure else 0
+        if lows > 1:
+            mean, variance, lows = (z if z > previous else previous), noise, 0
+        return new(Slowdown, (mean, variance, drift, noise, hold, 0, 0, lows, z)), residual, LOW
     square = residual * residual - predicted
     noise += 0.02 * ((square if square > NOISE_MIN else NOISE_MIN) - noise)
-    bias += 0.02 * (residual - bias)
-    state = new(Slowdown, (mean, variance, drift, noise, bias, held, hold, 0, 0, lows, z))
-    return state, residual, USUAL
+    return new(Slowdown, (mean, variance, drift, noise, hold, 0, 0, 0, z)), residual, USUAL
 
 
 def widen(
-    tail: Tail, residual: float, kind: int, exceeded: bool, probing: bool, epsilon: float
+    tail: Tail, residual: float, kind: int, exceeded: bool, unsure: bool, epsilon: float
 ) -> Tail:
-    """Track the tail of the residuals, and correct it by how often the margin was exceeded.
+    """Track the tail of the residuals, and correct it by how often calls were late.
 
     Residuals of steps never reach it, those of spikes do one completion later.
 
@@ -144,23 +124,23 @@ def widen(
         tail: As it was.
         residual: Of this completion.
         kind: Of this completion.
-        exceeded: The completion was above the margin that the decision reckoned with.
-        probing: It was a probe.
-        epsilon: How often the margin may be exceeded.
+        exceeded: The call took longer than it had.
+        unsure: Nobody counted on it.
+        epsilon: How often they may be.
 
     References:
         Hill, 1975 (mean excess); Gibbs and Candes, Adaptive conformal inference, 2021. Unlike
-        theirs steps and probes do not count, so the long-run share excludes them.
+        theirs steps and unsure calls do not count, so the long-run share excludes them.
     """
     threshold, excess, correction, pending = tail
     if kind == STEP:
         return new(Tail, (threshold, excess, correction, 0.0))
-    if probing:
+    if unsure:
         # No wind-up: what grew in an overload that no level could meet must not outlast it.
         if not exceeded and correction > CORRECTION:
             correction = CORRECTION + 0.5 * (correction - CORRECTION)
         return new(Tail, (threshold, excess, correction, 0.0))
-    correction += 0.05 * ((1.0 if exceeded else 0.0) - epsilon)
+    correction += 0.1 * ((1.0 if exceeded else 0.0) - epsilon)
     if correction > CORRECTION_MAX:
         correction = CORRECTION_MAX
     elif correction < CORRECTION_MIN:

@@ -64,18 +64,18 @@ def test_more_slack_never_means_a_lower_level(past, one, other, queue):
 
 @given(completions, st.floats(-0.1, 1.0), st.integers(0, 30))
 @settings(max_examples=40)
-def test_no_level_is_chosen_whose_cost_at_the_tail_exceeds_the_slack(past, slack, queue):
+def test_nothing_is_sure_whose_cost_at_the_tail_exceeds_the_slack(past, slack, queue):
     governor = started()
     now = live(governor, past)
     before = Governor(governor.settings)
     before.ladder, before.state = governor.ladder, governor.state
-    level, batch, probe = governor.decide(slack, queue, now)
-    if level >= 0 and not probe:
+    level, batch, sure = governor.decide(slack, queue, now)
+    if level >= 0:
         typical, safe = before.predict(level, batch)
-        assert typical <= safe * (1 + 1e-9)
-        assert safe <= (slack - 0.5e-3) * (1 + 1e-9)
-    if probe:
-        assert level == 0
+        assert (safe if sure else typical) <= (slack - 0.5e-3) * (1 + 1e-9)
+        assert sure or level == 0
+    else:
+        assert not sure
     assert batch <= queue
 
 
@@ -125,7 +125,7 @@ def test_a_threefold_step_is_followed_within_three_completions_and_left_again_la
             break
         governor.observe(level, batch, COSTS[level], now)
         now, calls = now + 10e-3, calls + 1
-    assert 8 <= calls <= 50  # slowly, yet within half a second
+    assert 2 <= calls <= 50  # slowly, yet within half a second
 
 
 @pytest.mark.parametrize("times", [3.0, 10.0, 100.0])
@@ -143,22 +143,34 @@ def test_a_single_spike_leaves_estimate_and_level_as_they_were(times):
     assert governor.decide(20e-3, 1, now).level == level
 
 
-def test_when_all_is_mandatory_probes_find_that_the_machine_has_recovered():
+def test_when_all_is_mandatory_what_the_model_does_then_shows_that_the_machine_has_recovered():
     governor, now = settled()
-    times, probes, back = 60.0, 0, None
+    times, back = 60.0, None
     for n in range(700):
-        if n == 500:
-            times, probed = 1.0, probes
-        level, batch, probe = governor.decide(20e-3, 1, now)
-        probes += probe
-        if level >= 0:
-            governor.observe(level, batch, times * COSTS[level], now)
-        if n >= 500 and level == 5 and back is None:
+        times = 60.0 if n < 500 else 1.0
+        level, batch, _ = governor.decide(20e-3, 1, now)
+        assert not 10 < n < 500 or level == -1
+        governor.observe(max(level, 0), batch, times * COSTS[max(level, 0)], now)
+        if level == 5 and n >= 500 and back is None:
             back = n
         now += 10e-3
-    assert 5 <= probed <= 30  # five seconds: backed off to one each half second
     assert back is not None
-    assert back - 500 < 150
+    assert back - 500 < 20
+
+
+def test_what_usually_would_fit_is_tried():
+    governor, now = settled()
+    typical, safe = governor.predict(0, 1)
+    assert governor.decide(0.5e-3 + 1.01 * safe, 1, now) == (0, 1, True)
+    assert governor.decide(0.5e-3 + 1.01 * typical, 1, now) == (0, 1, False)
+    assert governor.decide(0.5e-3 + 0.99 * typical, 1, now) == (-1, 1, False)
+    # What is tried in vain is no reason for a wider margin.
+    margin = governor.predict(0, 1)[1] / governor.predict(0, 1)[0]
+    for _ in range(30):
+        governor.decide(0.5e-3 + 1.01 * typical, 1, now)
+        governor.observe(0, 1, 1.05 * typical, now)
+        now += 10e-3
+    assert governor.predict(0, 1)[1] / governor.predict(0, 1)[0] == pytest.approx(margin)
 
 
 def test_an_overload_that_nothing_could_meet_leaves_no_margin_behind():
@@ -167,11 +179,11 @@ def test_an_overload_that_nothing_could_meet_leaves_no_margin_behind():
     for _ in range(1000):
         level, batch, _ = governor.decide(20e-3, 1, now)
         times = draw.choice((20.0, 60.0, 200.0))
-        governor.observe(level, batch, times * COSTS[max(level, 0)], now)
+        governor.observe(max(level, 0), batch, times * COSTS[max(level, 0)], now)
         now += 10e-3
     for _ in range(500):
         level, batch, _ = governor.decide(20e-3, 1, now)
-        governor.observe(level, batch, COSTS[max(level, 0)], now)
+        governor.observe(max(level, 0), batch, COSTS[max(level, 0)], now)
         now += 10e-3
     assert governor.decide(20e-3, 1, now).level >= 4
 
@@ -195,28 +207,28 @@ def test_a_batch_takes_all_that_wait_up_to_the_largest_bucket():
 
 def test_fewer_are_taken_when_not_even_the_cheapest_level_fits_for_all():
     governor = started([{1: 1e-3, 8: 8e-3}, {1: 2e-3, 8: 16e-3}])
-    assert governor.decide(5e-3, 8, 0.0) == (0, 1, False)
+    assert governor.decide(5e-3, 8, 0.0) == (0, 1, True)
 
 
 def test_without_slack_the_answer_is_the_mandatory_one():
     governor = started()
     governor.decide(1.0, 1, 0.0)
-    assert governor.decide(0.4e-3, 3, 0.0) == (-1, 1, False)  # less than the guard
-    assert governor.decide(-1.0, 3, 0.0) == (-1, 1, False)
+    assert governor.decide(0.4e-3, 3, 0.0) == (-1, 3, False)  # less than the guard
+    assert governor.decide(-1.0, 3, 0.0) == (-1, 3, False)
     assert governor.decide(1.0, 0, 0.0) == (-1, 0, False)
 
 
-def test_failures_cap_the_level_and_the_cap_is_lifted_by_time_and_a_good_probe():
+def test_failures_cap_the_level_and_the_cap_is_lifted_by_time_and_a_good_call():
     governor, now = settled()
     governor.failed("not_finite", now)
     assert (governor.mode, governor.cause) == (Mode.DEGRADED, "not_finite")
     assert governor.decide(20e-3, 1, now).level == 0
     governor.failed("crashed", now)
     assert (governor.mode, governor.cause) == (Mode.FALLBACK, "crashed")
-    assert governor.decide(20e-3, 1, now + 0.9).level == -1
-    level, batch, probe = governor.decide(20e-3, 1, now + 1.1)  # twice the first back-off
-    assert probe
-    governor.observe(level, batch, COSTS[0], now + 1.2)
+    for later in (0.9, 1.1):  # twice the first back-off is one second
+        assert governor.mode == Mode.FALLBACK
+        assert governor.decide(20e-3, 1, now + later).level == -1
+        governor.observe(0, 1, COSTS[0], now + later + 0.01)
     assert governor.mode == Mode.DEGRADED
     assert governor.decide(20e-3, 1, now + 1.3).level == 0
     governor.decide(20e-3, 1, now + 2.3)
@@ -225,25 +237,13 @@ def test_failures_cap_the_level_and_the_cap_is_lifted_by_time_and_a_good_probe()
 
 def test_learning_needs_a_gap_that_holds_it_at_the_tail_and_a_trusted_machine():
     governor, now = settled()
-    slow = math.exp(governor.state.slowdown.held)
+    slow = math.exp(governor.state.slowdown.mean)
     safe = governor.predict(0, 1)[1] / governor.predict(0, 1)[0]
     assert governor.may_learn(0.51e-3 + 1e-3 * safe * slow, 1e-3)
     assert not governor.may_learn(0.49e-3 + 1e-3 * safe * slow, 1e-3)
     assert not governor.may_learn(0.0, 1e-9)
     governor.failed("crashed", now)
     assert not governor.may_learn(1.0, 1e-3)
-
-
-def test_a_level_that_departs_from_the_shared_slowdown_is_corrected_by_itself():
-    governor, now = started(COSTS), 0.0
-    for n in range(2400):
-        now += 10e-3
-        level = n % 6
-        governor.decide(1.0, 1, now)
-        governor.observe(level, 1, COSTS[level] * (1.2 if level == 2 else 1.0), now)
-    typical = [governor.predict(level, 1)[0] / COSTS[level] for level in range(6)]
-    assert typical[2] / typical[3] == pytest.approx(1.2, rel=0.03)
-    assert typical[1] / typical[3] == pytest.approx(1.0, rel=0.03)
 
 
 @given(completions)
@@ -258,9 +258,9 @@ def test_a_restored_governor_predicts_as_the_one_that_was_saved(past):
     assert other.snapshot().keys() == governor.snapshot().keys()
 
 
-def test_a_snapshot_of_another_ladder_is_refused():
-    with pytest.raises(ValueError, match="must be of 6 levels, got 3"):
-        started().restore(started(COSTS[:3]).snapshot())
+def test_a_snapshot_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="must hold .*slowdown.mean.*got .'a'."):
+        started().restore({"a": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_costs_that_are_none_are_refused(costs, message):
 @pytest.mark.parametrize(
     "aims",
     [{"epsilon": 0.0}, {"epsilon": 0.5}, {"guard_ms": -1.0}, {"utilisation": 0.0}]
-    + [{"clearance": 0.9}, {"release": 0.0}, {"probe_ms": 0.0}, {"recover_ms": 1e9}],
+    + [{"clearance": 0.9}, {"recover_ms": 1e9}],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(aims):
     with pytest.raises(ValueError, match=f"governor.{next(iter(aims))} must be"):
@@ -292,8 +292,8 @@ def simulate(governor, seed, slowdown, *, samples=4000, bursts=0.0, spikes=0.0):
     """Serve seeded arrivals at 100 Hz with deadlines of 20 ms on a virtual clock.
 
     Returns:
-        The share of refined answers that came too late, and the level of each answer. A probe
-        that came too late counts as a mandatory answer, which was published before it.
+        The share of answers that were sure to be refined and came too late, and the level of each
+        answer.
     """
     draw, arrivals, now = random.Random(seed), deque(), 0.0
     while len(arrivals) < samples:
@@ -305,16 +305,16 @@ def simulate(governor, seed, slowdown, *, samples=4000, bursts=0.0, spikes=0.0):
             now = max(now, arrivals[0])
         while arrivals and arrivals[0] <= now:
             queue.append(arrivals.popleft())
-        level, batch, probe = governor.decide(queue[0] + 20e-3 - now, len(queue), now)
+        level, batch, sure = governor.decide(queue[0] + 20e-3 - now, len(queue), now)
         heads = [queue.popleft() for _ in range(batch)]
-        if level >= 0:
-            cost = BATCHED[level][min(b for b in BATCHED[0] if b >= batch)]
-            cost *= slowdown(now) * math.exp(draw.gauss(0.0, 0.08))
-            cost *= draw.paretovariate(1.5) if draw.random() < spikes else 1.0
-            now += cost
-            governor.observe(level, batch, cost, now)
-        late = sum(now > head + 20e-3 for head in heads) if level >= 0 else 0
-        missed += 0 if probe else late
+        ran = max(level, 0)
+        cost = BATCHED[ran][min(b for b in BATCHED[0] if b >= batch)]
+        cost *= slowdown(now) * math.exp(draw.gauss(0.0, 0.08))
+        cost *= draw.paretovariate(1.5) if draw.random() < spikes else 1.0
+        now += cost
+        governor.observe(ran, batch, cost, now)
+        late = sum(now > head + 20e-3 for head in heads)
+        missed += late if sure else 0
         levels += [-1] * late + [level] * (len(heads) - late)
     return missed / len(levels), levels
 

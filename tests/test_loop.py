@@ -398,7 +398,7 @@ def test_a_model_that_is_mostly_too_late_is_not_waited_for_until_it_is_in_time_a
 
 
 def test_what_is_answered_by_the_mandatory_score_still_reaches_the_model(virtual_time):
-    # There was a loop that left it out: the memory had holes, and the governor saw only probes.
+    # There was a loop that left it out: the memory had holes.
     sink, controller = HeldSink(), FakeController()
     source = ListSource((STREAM,), samples(100), 0.01)
     run(virtual_time, [source], [sink], controller=controller, governor=Cautious())

@@ -1,0 +1,251 @@
+"""`adaptive bench governor --simulate`: the governor against others, in worlds that are the same.
+
+Every policy lives through every scenario at every site, with as many seeds as are asked for. Two
+oracles say what could have been had: one knows how slow the machine is and how calls scatter, the
+other what each call would take. A policy's share of what lies between always taking the cheapest
+level and an oracle is its gap closed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.table import Table
+
+from adaptive.governor import Decision, Governor
+from adaptive.policies import (
+    Alert,
+    Bounded,
+    Distribution,
+    Expecting,
+    Margin,
+    Oracle,
+    Pid,
+    Quantile,
+    Static,
+)
+from adaptive.scenarios import SCENARIOS, SITES, World, world
+from adaptive.simulation import Outcome, Policy, Profile, simulate
+from adaptive.slowdown import CORRECTION, Tail
+
+# What `Engine.costs` measured for a bank of 512 streams of one channel on two shared cores [us],
+# from the cheapest level to the full one, and what a gradient step takes.
+PROFILE = Profile(
+    (1, 2, 4, 8, 16, 32, 64, 128),
+    tuple(
+        tuple(1e-6 * cost for cost in row)
+        for row in (
+            (57, 64, 81, 112, 175, 327, 613, 1227),
+            (82, 98, 127, 187, 320, 600, 1163, 2334),
+            (94, 123, 174, 282, 507, 967, 1942, 3864),
+        )
+    ),
+    0.4e-3,
+)
+# Of the mandatory answer, and of the levels: VUS-PR of anomaly scores, mean over seven groups of
+# recordings: `tests/benchmarks/quality.py DATA --save OUT --only anomaly --level NAME`.
+QUALITY = 0.193, 0.361, 0.502, 0.711
+MISS = 1e-3  # share of late answers that is accepted
+OURS, SMALL, MYOPIC, DIST = "governor", "static, smallest", "oracle: calls", "oracle: law"
+
+
+class Without(Governor):
+    """The governor without one of its parts."""
+
+    def __init__(self, part: str):
+        """Take the part out.
+
+        Args:
+            part: One of `PARTS`.
+        """
+        super().__init__()
+        self.part = part
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """Decide, and try nothing if that is the part."""
+        found = super().decide(slack, queue, now)
+        if self.part == "tries" and not found.sure and found.level >= 0:
+            self.state = self.state._replace(level=-1)
+            return Decision(-1, queue, sure=False)
+        return found
+
+    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
+        """Learn, and forget what the part has learned."""
+        super().observe(level, batch, cost, now)
+        state, part = self.state, self.part
+        slowdown, tail = state.slowdown, state.tail
+        if part == "conformal correction":
+            tail = tail._replace(correction=CORRECTION)
+        elif part == "tail":
+            tail = Tail()._replace(correction=tail.correction)
+        elif part == "hold of a spike":
+            slowdown = slowdown._replace(hold_left=0)
+        self.state = state._replace(slowdown=slowdown, tail=tail)
+
+
+PARTS = (
+    "conformal correction",
+    "tail",
+    "hold of a spike",
+    "tries",
+)
+
+
+def policies(given: World) -> dict[str, Callable[[], Policy]]:
+    """What is compared, by name; each is told the costs as they were measured at the site."""
+    slower = given.slower
+    costs = [
+        {size: slower * cost for size, cost in zip(PROFILE.sizes, row, strict=True)}
+        for row in PROFILE.costs
+    ]
+
+    def governor(part: str = "") -> Governor:
+        made = Without(part) if part else Governor()
+        made.init(costs)
+        return made
+
+    scatter = np.quantile(given.noise, 1 - MISS, axis=0).tolist()
+    top = len(PROFILE.costs) - 1
+    others: dict[str, Callable[[], Policy]] = {
+        OURS: governor,
+        SMALL: lambda: Static(PROFILE, slower),
+        "static, largest": lambda: Static(PROFILE, slower, top),
+        "ALERT": lambda: Alert(PROFILE, slower, QUALITY),
+        "ALERT, rarely late": lambda: Alert(PROFILE, slower, QUALITY, MISS),
+        "LiteReconfig": lambda: Margin(PROFILE, slower),
+        "99 % of each level": lambda: Quantile(PROFILE, slower),
+        "AIMD": lambda: Bounded(PROFILE, slower),
+        "PID": lambda: Pid(PROFILE, slower),
+        "SlackFit": lambda: Expecting(PROFILE, slower),
+        DIST: lambda: Distribution(PROFILE, slower, scatter),
+        MYOPIC: lambda: Oracle(PROFILE, slower),
+    }
+    return others | {f"without {part}": partial(governor, part) for part in PARTS}
+
+
+class Job(NamedTuple):
+    """One world."""
+
+    scenario: str
+    site: int
+    seed: int
+    samples: int
+    names: tuple[str, ...]  # of policies; none for all
+
+
+def live(job: Job) -> dict[str, Outcome]:
+    """Let the policies live through a world."""
+    given = world(job.scenario, SITES[job.site], len(PROFILE.costs), job.samples, job.seed)
+    made = policies(given)
+    return {name: simulate(given, PROFILE, made[name]()) for name in job.names or made}
+
+
+def outcomes(
+    seeds: int, samples: int, names: Sequence[str] = (), workers: int = 1
+) -> Iterator[tuple[Job, dict[str, Outcome]]]:
+    """Live through all scenarios at all sites.
+
+    Args:
+        seeds: How many, from 0 on.
+        samples: Of each world.
+        names: Of policies; none for all.
+        workers: Processes.
+    """
+    jobs = [
+        Job(scenario, site, seed, samples, tuple(names))
+        for scenario in SCENARIOS
+        for site in range(len(SITES))
+        for seed in range(seeds)
+    ]
+    if workers == 1:
+        yield from zip(jobs, map(live, jobs), strict=True)
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            yield from zip(jobs, pool.map(live, jobs), strict=True)
+
+
+class Judged(NamedTuple):
+    """How a policy did, in the mean over worlds."""
+
+    quality: float  # of the oracle's that knows each call
+    by_law: float  # gap closed to the oracle that knows the law; NaN where there is none
+    by_call: float  # gap closed to the oracle that knows each call
+    late: float  # share of answers meant to be refined that were late
+    missed: float  # share of all answers that came after their deadline
+    unmissed: float  # the same of the oracle that knows each call
+    learned: float  # share of the gradient steps that were due
+
+
+def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
+    """Judge a policy by what became of worlds that it and the oracles lived through."""
+
+    def worth(one: str) -> float:
+        return float(np.mean([each[one].quality(QUALITY[0], QUALITY[1:]) for each in found]))
+
+    def share(of: str, field: str, whole: str) -> float:
+        total = sum(getattr(each[of], whole) for each in found)
+        return sum(getattr(each[of], field) for each in found) / max(total, 1)
+
+    mine, small, law, call = (worth(one) for one in (name, SMALL, DIST, MYOPIC))
+
+    def closed(oracle: float) -> float:
+        return (mine - small) / (oracle - small) if oracle - small > 1e-3 else np.nan
+
+    late = sum(each[name].late for each in found)
+    meant = late + sum(sum(each[name].refined) for each in found)
+    missed, unmissed = (share(one, "missed", "samples") for one in (name, MYOPIC))
+    return Judged(
+        mine / call,
+        closed(law),
+        closed(call),
+        late / max(meant, 1),
+        missed,
+        unmissed,
+        share(name, "learned", "owed"),
+    )
+
+
+COLUMNS = "quality", "law", "calls", "late %", "missed", "oracle", "learned"
+
+
+def row(judged: Judged) -> list[str]:
+    """The cells of a judgement."""
+    shares = [f"{one:.3f}" for one in judged[:4]]
+    shares[3] = f"{100 * judged.late:.3f}"
+    missed = [f"{100 * one:.2f}" for one in (judged.missed, judged.unmissed)]
+    return [*shares, *missed, f"{100 * judged.learned:.0f} %"]
+
+
+def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
+    """The governor by scenario, and all policies over all of them."""
+    about = (
+        "quality, to the oracle's that knows each call; gap closed to the one that knows the law, "
+        "and to that one; refined answers late [%]; answers missed, and by that oracle [%]; "
+        "gradient steps of those due"
+    )
+    yield table(f"the governor, by scenario and site: {about}", by_scenario(found))
+    names = [name for name in found[0][1] if name not in (MYOPIC, DIST)]
+    every = {name: judge([each for _, each in found], name) for name in names}
+    yield table("policies, over all", every)
+
+
+def by_scenario(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> dict[str, Judged]:
+    """The governor's judgement in each scenario at each site."""
+    groups: dict[str, list[dict[str, Outcome]]] = {}
+    for job, each in found:
+        groups.setdefault(f"{job.scenario}, {SITES[job.site].name}", []).append(each)
+    return {name: judge(some, OURS) for name, some in groups.items()}
+
+
+def table(title: str, judged: dict[str, Judged]) -> Table:
+    """Lay judgements out."""
+    made = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("", *COLUMNS):
+        made.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+    for name, one in judged.items():
+        made.add_row(name, *row(one))
+    return made

@@ -1,0 +1,294 @@
+"""Other policies than the governor's, to be compared with it: published ones, and oracles.
+
+All take what is in the queue at once, as the governor does, and differ in how long they expect a
+call to take, and in how sure they want to be.
+
+References:
+    Wan et al., ALERT, 2020. Xu et al., LiteReconfig, 2022. Crankshaw et al., Clipper, 2017, for
+    additive increase and multiplicative decrease. Lu et al., Feedback control real-time
+    scheduling, 2002, for a PID controller. Khare et al., SuperServe, 2025, for SlackFit.
+"""
+
+from collections.abc import Sequence
+from math import erf, exp, inf, sqrt
+
+from adaptive.governor import Decision
+from adaptive.simulation import Ahead, Profile
+
+GUARD = 0.5e-3  # [s] as the governor's
+UTILISATION = 0.85  # of the slack, where a backlog is drained
+
+
+class Expecting:
+    """Takes the highest level that it expects to fit, for all that waits, or for fewer."""
+
+    def __init__(self, profile: Profile, slower: float = 1.0):
+        """Know the levels.
+
+        Args:
+            profile: Of the levels.
+            slower: How much slower than that they were measured to be here.
+        """
+        self.profile = profile
+        self.nominal = [[slower * cost for cost in row] for row in profile.costs]
+        self.setup()
+
+    def setup(self) -> None:
+        """Begin to learn."""
+
+    def usual(self, level: int, size: int) -> float:
+        """The cost that is expected [s], for a batch of that size."""
+        return self.nominal[level][size]
+
+    def bound(self, level: int, size: int) -> float:
+        """The cost that is reckoned with [s]."""
+        return self.usual(level, size)
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """As a `Policy`."""
+        profile, budget = self.profile, slack - GUARD
+        size = profile.of(queue)
+        rounds = -(-queue // profile.sizes[size])
+        for level in range(len(self.nominal) - 1, -1, -1):
+            fits = self.bound(level, size) <= budget
+            drains = rounds * self.usual(level, size) <= UTILISATION * budget
+            if fits and (rounds == 1 or level == 0 or drains):
+                return Decision(level, min(queue, profile.sizes[size]))
+        while size > 0:
+            size -= 1
+            if self.bound(0, size) <= budget:
+                return Decision(0, min(queue, profile.sizes[size]))
+        return Decision(-1, 1)
+
+    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
+        """As a `Policy`."""
+        self.learn(level, cost / self.nominal[level][self.profile.of(batch)])
+
+    def learn(self, level: int, ratio: float) -> None:
+        """Take in a cost, as a ratio to the nominal one."""
+
+    def failed(self, cause: str, now: float) -> None:
+        """As a `Policy`."""
+
+
+class Static(Expecting):
+    """Always the same level, whatever it costs."""
+
+    def __init__(self, profile: Profile, slower: float = 1.0, level: int = 0):
+        """Know the level."""
+        super().__init__(profile, slower)
+        self.level = level
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """As a `Policy`."""
+        return Decision(self.level, min(queue, self.profile.sizes[-1]))
+
+
+class Alert(Expecting):
+    """ALERT as published: the best expected quality, by a Kalman filter on the slowdown.
+
+    Its constants: measurement noise .001, a floor of .1 of the process noise, whose mean forgets
+    by .3; gain .5 at first.
+    """
+
+    def __init__(
+        self, profile: Profile, slower: float = 1.0, quality: Sequence[float] = (), miss: float = 0
+    ):
+        """Know what levels are worth.
+
+        Args:
+            profile: Of the levels.
+            slower: As measured here.
+            quality: Of the mandatory answer, and of each level.
+            miss: Accepted share of late answers: the highest level that is late no more often; 0
+                for the best expected quality.
+        """
+        super().__init__(profile, slower)
+        self.quality, self.miss = quality, miss
+
+    def setup(self) -> None:
+        """Begin to learn."""
+        self.gain, self.mean, self.variance, self.process = 0.5, 1.0, 0.1, 0.1
+        self.previous = 0.0
+
+    def usual(self, level: int, size: int) -> float:
+        """Mean slowdown."""
+        return self.mean * self.nominal[level][size]
+
+    def chance(self, level: int, size: int, budget: float) -> float:
+        """Probability that a call ends in time."""
+        off = (budget / self.nominal[level][size] - self.mean) / sqrt(2 * self.variance)
+        return 0.5 * (1 + erf(off))
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """As a `Policy`."""
+        budget = slack - GUARD
+        if budget <= 0:
+            return Decision(-1, 1)
+        if self.miss:
+            return super().decide(slack, queue, now)
+        size = self.profile.of(queue)
+        base, *worth = self.quality
+        expected = [
+            base + (value - base) * self.chance(level, size, budget)
+            for level, value in enumerate(worth)
+        ]
+        best = max(range(len(worth)), key=lambda level: expected[level])
+        return Decision(best, min(queue, self.profile.sizes[size]))
+
+    def bound(self, level: int, size: int) -> float:
+        """With the accepted share of late answers, by a normal distribution."""
+        quantile = _normal(1 - self.miss) if self.miss else 0.0
+        return self.nominal[level][size] * (self.mean + quantile * sqrt(self.variance))
+
+    def learn(self, level: int, ratio: float) -> None:
+        """A step of the filter."""
+        noise, floor, forget = 0.001, 0.1, 0.3
+        error = ratio - self.mean
+        self.process = max(floor, forget * self.process + (1 - forget) * self.previous**2)
+        ahead = (1 - self.gain) * self.variance + self.process
+        self.gain = ahead / (ahead + noise)
+        self.previous = self.gain * error
+        self.mean += self.previous
+        self.variance = ahead
+
+
+def _normal(share: float) -> float:
+    """Quantile of the standard normal distribution, by bisection."""
+    low, high = -10.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if 0.5 * (1 + erf(middle / sqrt(2))) < share:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+class Margin(Expecting):
+    """LiteReconfig: a running mean, and 30 % more."""
+
+    def setup(self) -> None:
+        """Begin to learn."""
+        self.mean = 1.0
+
+    def usual(self, level: int, size: int) -> float:
+        """Mean slowdown."""
+        return self.mean * self.nominal[level][size]
+
+    def bound(self, level: int, size: int) -> float:
+        """A third more."""
+        return 1.3 * self.usual(level, size)
+
+    def learn(self, level: int, ratio: float) -> None:
+        """A running mean."""
+        self.mean += 0.2 * (ratio - self.mean)
+
+
+class Quantile(Margin):
+    """A running quantile of 99 % of the cost of each level, by steps up and down."""
+
+    def setup(self) -> None:
+        """Begin to learn."""
+        self.mean, self.high = 1.0, [1.5] * len(self.nominal)
+
+    def bound(self, level: int, size: int) -> float:
+        """The quantile."""
+        return self.high[level] * self.nominal[level][size]
+
+    def learn(self, level: int, ratio: float) -> None:
+        """Up by 99 parts where it was exceeded, else down by one."""
+        super().learn(level, ratio)
+        step = 0.05 * self.high[level]
+        self.high[level] += step * 0.99 if ratio > self.high[level] else -step * 0.01
+
+
+class Bounded(Expecting):
+    """A highest level that goes up and down with what was in time."""
+
+    def setup(self) -> None:
+        """Begin at the top."""
+        self.cap, self.budget = len(self.nominal) - 1.0, inf
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """As a `Policy`."""
+        self.budget = slack - GUARD
+        return Decision(int(self.cap), min(queue, self.profile.sizes[-1]))
+
+    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
+        """As a `Policy`."""
+        self.cap = min(max(self.moved(cost / max(self.budget, 1e-6)), 0.0), len(self.nominal) - 1.0)
+
+    def moved(self, share: float) -> float:
+        """The new cap, after a call that took a share of what time there was."""
+        return self.cap + 0.02 if share <= 1 else self.cap / 2
+
+
+class Pid(Bounded):
+    """A PID controller that wants calls to take four fifths of the time there is."""
+
+    def setup(self) -> None:
+        """No error yet."""
+        super().setup()
+        self.sum, self.last = 0.0, 0.0
+
+    def moved(self, share: float) -> float:
+        """Proportional, integral and differential parts."""
+        error = 0.8 - min(share, 3.0)
+        self.sum = min(max(self.sum + 0.02 * error, -3.0), 3.0)
+        change, self.last = error - self.last, error
+        middle = (len(self.nominal) - 1) / 2
+        return middle + 0.5 * error + self.sum + 0.1 * change
+
+
+class Oracle(Expecting):
+    """Knows how long this very call would take at every level."""
+
+    ahead: Ahead
+
+    def attach(self, ahead: Ahead) -> None:
+        """Get to know the world."""
+        self.ahead = ahead
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """As a `Policy`: the highest level after which what is left can still be had."""
+        sizes = self.profile.sizes
+        for size in range(self.profile.of(queue), -1, -1):
+            batch = min(queue, sizes[size])
+            left = queue - batch
+            for level in range(len(self.nominal) - 1, -1, -1):
+                end = self.end(level, batch, now)
+                rest = self.rest(left) if left else 0.0
+                if end <= now + slack and (level == 0 or end + rest <= self.ahead.due(batch)):
+                    return Decision(level, batch)
+        return Decision(-1, 1)
+
+    def end(self, level: int, batch: int, now: float) -> float:
+        """When such a call is over [s]."""
+        return self.ahead.finish(level, batch)
+
+    def rest(self, left: int) -> float:
+        """What the others in the queue take at least [s]."""
+        size = self.profile.of(left)
+        rounds = -(-left // self.profile.sizes[size])
+        return rounds * self.nominal[0][size] * exp(self.ahead.slow())
+
+
+class Distribution(Oracle):
+    """Knows how slow all is now, and how calls scatter about it, but not this one."""
+
+    def __init__(self, profile: Profile, slower: float = 1.0, scatter: Sequence[float] = ()):
+        """Know the scatter.
+
+        Args:
+            profile: Of the levels.
+            slower: As measured here.
+            scatter: Of each level the quantile that is reckoned with [nats].
+        """
+        super().__init__(profile, slower)
+        self.scatter = scatter
+
+    def end(self, level: int, batch: int, now: float) -> float:
+        """When such a call is over, almost surely [s]."""
+        cost = self.nominal[level][self.profile.of(batch)]
+        return now + cost * exp(self.ahead.slow() + self.scatter[level])

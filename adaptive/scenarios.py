@@ -1,0 +1,219 @@
+"""What can happen to an agent's machine, as seeded worlds for a simulation of its governor.
+
+A world says when samples come, by when each wants its answer, and how much longer than nominal any
+call would take at any time: at a level v, begun at t for the sample n,
+
+    cost = nominal[v, batch] exp(slow(t) + noise[n, v]),
+
+and what stops altogether meanwhile. As that does not depend on what is decided, policies can be
+compared on the very same world, and an oracle can look it up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+TICK = 1e-3  # [s] of the slowdown's grid
+SPREAD = 0.04  # of the noise of a call [nats]
+TAIL, TAIL_SCALE = 0.002, 0.5  # share of calls that take longer by an exponential, and its mean
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an agent runs: how many streams, how fast, and on what."""
+
+    name: str
+    streams: int
+    rate_hz: float  # of each
+    deadline: float  # [s]
+    slower: float  # than the machine whose costs are nominal
+
+
+# A bank of many streams does not lie in the processor's cache; a small board is slower by itself.
+GATEWAY = Site("gateway", 512, 16.0, 10e-3, 1.5)
+BEDSIDE = Site("bedside", 4, 125.0, 12e-3, 9.0)
+SITES = GATEWAY, BEDSIDE
+
+
+@dataclass(frozen=True)
+class World:
+    """All that will happen."""
+
+    arrivals: Float[np.ndarray, " samples"]  # [s], ascending
+    deadlines: Float[np.ndarray, " samples"]  # [s] from arrival
+    slow: Float[np.ndarray, " ticks"]  # [nats] of all levels
+    noise: Float[np.ndarray, "samples levels"]  # [nats] of a call, by its first sample
+    stalls: tuple[tuple[float, float], ...] = ()  # [s] from, to: nothing runs at all
+    pauses: tuple[tuple[float, float], ...] = ()  # [s] the model's process does not run
+    crashes: tuple[tuple[float, float], ...] = ()  # [s] its process dies, until it is there again
+    slower: float = 1.0  # than nominal
+
+    @property
+    def length(self) -> float:
+        """Until the last sample [s]."""
+        return float(self.arrivals[-1])
+
+
+def quiet(site: Site, levels: int, samples: int, rng: np.random.Generator) -> World:
+    """Each stream at its own pace, and calls with a little noise and a few outliers."""
+    each = -(-samples // site.streams)
+    phase = rng.uniform(0, 1 / site.rate_hz, site.streams)
+    times = phase[:, None] + np.arange(each) / site.rate_hz
+    times += rng.normal(0, 0.02 / site.rate_hz, times.shape)
+    arrivals = np.sort(np.maximum(times, 0.0), axis=None)[:samples]
+    ticks = int(arrivals[-1] / TICK) + 2
+    noise = rng.normal(0, SPREAD, (samples, 1)) + rng.normal(0, SPREAD / 2, (samples, levels))
+    outliers = rng.random((samples, 1)) < TAIL
+    noise = noise + outliers * rng.exponential(TAIL_SCALE, (samples, 1))
+    deadlines = np.full(samples, site.deadline)
+    return World(arrivals, deadlines, np.zeros(ticks), noise, slower=site.slower)
+
+
+def at(world: World, *shares: float) -> list[float]:
+    """Times at shares of the world's length [s]."""
+    return [share * world.length for share in shares]
+
+
+def ticks(world: World) -> Float[np.ndarray, " ticks"]:
+    """The times of the slowdown's grid [s]."""
+    return TICK * np.arange(len(world.slow))
+
+
+def during(world: World, start: float, end: float) -> Float[np.ndarray, " ticks"]:
+    """1 from one share of the world's length to another, else 0."""
+    begin, stop = at(world, start, end)
+    now = ticks(world)
+    return ((now >= begin) & (now < stop)).astype(float)
+
+
+def slowed(world: World, more: Float[np.ndarray, " ticks"]) -> World:
+    """The world with more slowdown."""
+    return replace(world, slow=world.slow + more)
+
+
+Change = Callable[[World, np.random.Generator], World]
+
+
+def step_of_three(world: World, _: np.random.Generator) -> World:
+    """Three times as slow for a while."""
+    return slowed(world, np.log(3.0) * during(world, 0.3, 0.7))
+
+
+def steps(world: World, rng: np.random.Generator) -> World:
+    """From 1.5 to 8 times as slow, and back, six times."""
+    for k in range(6):
+        size = np.log(rng.uniform(1.5, 8.0))
+        world = slowed(world, size * during(world, (k + 0.4) / 6, (k + 0.9) / 6))
+    return world
+
+
+def ramp(world: World, _: np.random.Generator) -> World:
+    """Ever hotter, up to four times as slow, and cooler again."""
+    share = ticks(world) / world.length
+    return slowed(world, np.log(4.0) * np.clip(2 - np.abs(4 * share - 2), 0, 1))
+
+
+def bursts(world: World, rng: np.random.Generator) -> World:
+    """A neighbour that comes and goes at random (Gilbert & Elliott): 2.5 times, .2 of the time."""
+    state, on = 0, np.zeros(len(world.slow))
+    leave = rng.random(len(on))
+    for k in range(len(on)):
+        state ^= leave[k] < (TICK / 0.08 if state else TICK / 0.32)
+        on[k] = state
+    return slowed(world, np.log(2.5) * on)
+
+
+def spikes(world: World, rng: np.random.Generator) -> World:
+    """Single calls that take far longer: one in a hundred, a Pareto tail with exponent 1.5."""
+    samples = len(world.arrivals)
+    hit = (rng.random(samples) < 0.01)[:, None]
+    return replace(world, noise=world.noise + hit * np.log1p(rng.pareto(1.5, samples))[:, None])
+
+
+def collections(world: World, _: np.random.Generator) -> World:
+    """The model's process stops for 150 ms, each 1.5 s."""
+    starts = np.arange(0.7, world.length, 1.5)
+    return replace(world, pauses=tuple((float(s), float(s) + 0.15) for s in starts))
+
+
+def quota(world: World, _: np.random.Generator) -> World:
+    """A quota of half of the CPU: for a while everything runs 50 ms and stops 50."""
+    begin, end = at(world, 0.3, 0.7)
+    return replace(
+        world, stalls=tuple((float(s), float(s) + 0.05) for s in np.arange(begin, end, 0.1))
+    )
+
+
+def cold_clock(world: World, _: np.random.Generator) -> World:
+    """A clock that falls when there is little to do, and needs a while to rise."""
+    swing = 0.5 + 0.5 * np.sign(np.sin(2 * np.pi * ticks(world) / (world.length / 8)))
+    lag = np.exp(-np.arange(int(0.4 / TICK)) * TICK / 0.1)
+    smooth = np.convolve(swing, lag / lag.sum())[: len(swing)]
+    return slowed(world, np.log(1.8) * (1 - smooth))
+
+
+def crowds(world: World, rng: np.random.Generator) -> World:
+    """Samples that come five times as dense for a while, after a network was away."""
+    arrivals = world.arrivals.copy()
+    for start in rng.uniform(0, 0.95, 12) * world.length:
+        there = (arrivals >= start) & (arrivals < start + 0.25)
+        arrivals[there] = start + 0.2 + (arrivals[there] - start) / 5
+    return replace(world, arrivals=np.sort(arrivals))
+
+
+def mixed(world: World, rng: np.random.Generator) -> World:
+    """Deadlines of a third, one and five times the usual one."""
+    factor = rng.choice([1 / 3, 1.0, 5.0], len(world.arrivals), p=[0.2, 0.5, 0.3])
+    return replace(world, deadlines=world.deadlines * factor)
+
+
+def one_level(world: World, _: np.random.Generator) -> World:
+    """The highest level alone becomes twice as slow: a shared slowdown is wrong."""
+    later = world.arrivals > 0.4 * world.length
+    noise = world.noise.copy()
+    noise[later, -1] += np.log(2.0)
+    return replace(world, noise=noise)
+
+
+def crash(world: World, _: np.random.Generator) -> World:
+    """The model's process dies twice and is there again after a second."""
+    return replace(world, crashes=tuple((t, t + 1.0) for t in at(world, 0.3, 0.6)))
+
+
+def crowded(world: World, rng: np.random.Generator) -> World:
+    """Everything takes twice as long, with bursts and spikes: a machine in a bad hour."""
+    return spikes(bursts(slowed(world, np.full(len(world.slow), np.log(2.0))), rng), rng)
+
+
+SCENARIOS: dict[str, Change] = {
+    "quiet": lambda world, _: world,
+    "step x3": step_of_three,
+    "steps x1.5 to 8": steps,
+    "ramp": ramp,
+    "bursts": bursts,
+    "spikes": spikes,
+    "pauses": collections,
+    "quota": quota,
+    "cold clock": cold_clock,
+    "crowds": crowds,
+    "mixed deadlines": mixed,
+    "one level": one_level,
+    "crash": crash,
+    "bad hour": crowded,
+}
+
+
+def world(name: str, site: Site, levels: int, samples: int, seed: int) -> World:
+    """A scenario at a site; the same for the same arguments, on any machine.
+
+    Args:
+        name: One of `SCENARIOS`.
+        site: Where.
+        levels: How many the model has.
+        samples: How many come.
+        seed: Of all that is drawn.
+    """
+    rng = np.random.default_rng((seed, list(SCENARIOS).index(name)))
+    return SCENARIOS[name](quiet(site, levels, samples, rng), rng)

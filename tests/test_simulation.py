@@ -1,0 +1,154 @@
+"""The governor's day in virtual time, and the policies that it is compared with."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive import contest
+from adaptive.__main__ import main
+from adaptive.contest import DIST, MYOPIC, OURS, PROFILE, QUALITY, SMALL, judge, policies
+from adaptive.governor import Decision
+from adaptive.policies import Static
+from adaptive.scenarios import BEDSIDE, GATEWAY, SCENARIOS, SITES, Site, world
+from adaptive.simulation import Gaps, Outcome, patience, simulate
+
+LEVELS, SAMPLES = len(PROFILE.costs), 4000
+MAIN = OURS, SMALL, DIST, MYOPIC
+
+spans = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=8)
+
+
+@given(spans, st.integers(0, 70), st.integers(0, 40))
+def test_work_goes_on_when_something_runs(spans, start, work):
+    gaps = Gaps([(float(a), float(a + many)) for a, many in spans])
+    stopped = {second for a, many in spans for second in range(a, a + many)}
+    begun = next(t for t in range(start, 200) if t not in stopped)
+    assert gaps.after(float(start)) == begun
+    left, now = work, start
+    while left:
+        left -= now not in stopped
+        now += 1
+    if work:
+        assert gaps.through(float(start), float(work)) == now
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_world_is_the_same_for_the_same_seed_and_another_for_another(name, site):
+    one, same, other = (world(name, site, LEVELS, 500, seed) for seed in (0, 0, 1))
+    for a, b in zip(vars(one).values(), vars(same).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (one.arrivals != other.arrivals).any()
+    assert (np.diff(one.arrivals) >= 0).all()
+    assert (one.deadlines > 0).all()
+    assert np.isfinite(one.noise).all()
+    assert np.isfinite(one.slow).all()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_sample_is_accounted_for_by_every_policy(name):
+    given = world(name, GATEWAY, LEVELS, 1500, 3)
+    for make in policies(given).values():
+        found = simulate(given, PROFILE, make())
+        simple = found.samples - sum(found.refined) - found.missed
+        assert found.samples == 1500
+        assert simple >= found.late - found.missed
+        assert 0 <= found.quality(QUALITY[0], QUALITY[1:]) <= max(QUALITY)
+        assert found == simulate(given, PROFILE, make())  # nothing looks at a clock
+
+
+def test_a_quiet_machine_answers_everything_in_full_and_learns_all_that_is_due():
+    given = world("quiet", GATEWAY, LEVELS, SAMPLES, 0)
+    full = simulate(given, PROFILE, Static(PROFILE, level=LEVELS - 1))
+    assert full.refined == (0, 0, SAMPLES)
+    assert (full.missed, full.switches) == (0, 1)
+    ours = simulate(given, PROFILE, policies(given)[OURS]())
+    assert ours.refined[-1] > 0.99 * SAMPLES
+    assert ours.learned >= ours.owed - 2
+
+
+def test_what_is_expected_to_be_late_is_answered_at_once_and_what_is_late_when_it_is_due():
+    class Given:
+        """Decides as it is told."""
+
+        def __init__(self, level):
+            self.level, self.told = level, []
+
+        def decide(self, slack, queue, now):
+            return Decision(self.level, queue)
+
+        def observe(self, level, batch, cost, now):
+            self.told.append((level, batch, cost))
+
+        def failed(self, cause, now):
+            self.told.append(cause)
+
+    lonely = Site("lonely", 1, 10.0, 10e-3, 200.0)  # a call takes longer than there is
+    given = world("quiet", lonely, LEVELS, 50, 0)
+    never, late = Given(-1), Given(0)
+    for policy, many in ((never, 0), (late, 50)):
+        found = simulate(given, PROFILE, policy)
+        assert found._replace(backlog=0) == Outcome(50, (0, 0, 0), many, 0, 0, 1, 1, 50, 0)
+        # The model saw all of them, at its cheapest level.
+        assert [(level, batch) for level, batch, _ in policy.told] == [(0, 1)] * 50
+    assert patience(10e-3) == pytest.approx(8e-3)
+
+
+def test_a_call_that_the_model_dies_in_costs_its_samples_the_better_answer_and_nothing_else():
+    given = world("crash", BEDSIDE, LEVELS, SAMPLES, 0)
+    told = []
+    policy = policies(given)[OURS]()
+    policy.failed = lambda cause, now, failed=policy.failed: (
+        told.append(cause),
+        failed(cause, now),
+    )
+    found = simulate(given, PROFILE, policy)
+    assert told == ["worker"] * 2
+    assert found.missed == 0
+    down = 2 * 1.0 / (given.length / SAMPLES)
+    assert SAMPLES - sum(found.refined) < 1.2 * down
+
+
+@pytest.fixture(scope="module")
+def short():
+    """Every scenario once."""
+    return list(contest.outcomes(1, SAMPLES, MAIN))
+
+
+def test_who_knows_each_call_is_never_late(short):
+    assert all(each[MYOPIC].late == 0 for _, each in short)
+
+
+def test_the_governor_holds_its_goals_in_short_worlds(short):
+    for name, one in contest.by_scenario(short).items():
+        assert one.missed <= one.unmissed + 0.005, name  # where all stops, so do answers
+        assert one.late <= 0.006, name
+        assert one.quality >= 0.85, name
+    every = judge([each for _, each in short], OURS)
+    assert every.late <= 0.001
+    assert every.quality >= 0.98
+    assert every.by_law >= 0.97
+    assert every.by_call >= 0.90
+
+
+def test_a_part_that_is_taken_out_is_out():
+    given = world("bad hour", BEDSIDE, LEVELS, 1500, 0)
+    made = policies(given)
+    whole = simulate(given, PROFILE, made[OURS]())
+    others = [simulate(given, PROFILE, made[f"without {part}"]()) for part in contest.PARTS]
+    assert all(other != whole for other in others)
+
+
+def test_the_table_names_every_scenario_and_policy(short):
+    ours, every = contest.tables(short)
+    assert len(ours.rows) == len(SCENARIOS) * len(SITES)
+    assert len(every.rows) == 2
+
+
+def test_the_command_prints_both_tables(capsys):
+    options = ["--seeds", "1", "--samples", "200", "--workers", "1"]
+    assert main(["bench", "governor", "--simulate", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "the governor, by scenario and site" in printed
+    assert "without tries" in printed
