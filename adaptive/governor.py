@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from adaptive.ladder import Ladder, highest, ladder
 from adaptive.slowdown import (
-    CORRECTION_MAX,
     OFTEN,
     STEP,
     Slowdown,
@@ -109,10 +108,10 @@ def decide(
     """Pick the highest level that fits what slack is left, with the margin of the tail.
 
     The batch is all of the queue that a bucket holds. When not even the cheapest level fits for
-    so many, fewer are taken at it; when it fits for none with the margin, but usually would, it is
-    tried. With more waiting than one batch holds, the typical cost of draining the whole queue must
-    fit too, unless the level is the cheapest. So for a given state the level never falls when the
-    slack grows.
+    so many, fewer are taken at it; when with the margin it does not fit for any, but usually would
+    for all, it is tried. With more waiting than one batch holds, the typical cost of draining the
+    whole queue must fit too, unless the level is the cheapest. So for a given state the level never
+    falls when the slack grows.
 
     Args:
         settings: What to aim at.
@@ -147,11 +146,8 @@ def decide(
             size -= 1
             if log_costs[size][0] <= room:
                 level, sure = 0, True
-        if level < 0:
-            size = most
-            while size > 0 and log_costs[size][0] > usual:
-                size -= 1
-            level = 0 if log_costs[size][0] <= usual else -1
+        if level < 0 and log_costs[most][0] <= usual:
+            level, size = 0, most
         if level >= 0:
             batch = min(queue, buckets[size])
     if slowdown.hold_left and queue > 0:
@@ -172,8 +168,8 @@ def observe(
     """Learn from what a call really cost: `z = ln(cost / nominal)`.
 
     Every call informs every level, by the shared slowdown. The margin is corrected by what counts:
-    how often a call that was sure to be in time was late. Two alarms cap the level: ten times as
-    often as accepted (DEGRADED), and a correction at its limit (FALLBACK).
+    how often a call that was sure to be in time was late. Ten times as often as accepted caps the
+    level for a while (DEGRADED).
 
     Args:
         settings: What to aim at.
@@ -207,9 +203,7 @@ def observe(
             health = health._replace(mode=DEGRADED, until=now + health.backoff)
     else:
         share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
-        if tail.correction >= CORRECTION_MAX and health.mode != FALLBACK:
-            health = _worse(settings, health, FALLBACK, "margin", now)
-        elif share > 10 * epsilon and health.mode == NORMAL:
+        if share > 10 * epsilon and health.mode == NORMAL:
             health, share = _worse(settings, health, DEGRADED, "late", now), 0.0
     return new(State, (slowdown, tail, budget, last, sure, now, interval, share, health))
 
