@@ -83,9 +83,8 @@ def init_cache(params: Params, form: Form, kept: int) -> Cache:
     )
 
 
-def context(layers: int, form: Form) -> int:
+def context(_layers: int, form: Form) -> int:
     """How many samples before it an answer is made of, where no matrix was kept."""
-    del layers
     return form.window + form.patch - 2
 
 

@@ -13,7 +13,6 @@ from adaptive.layers import Params
 from adaptive.settings import Level, Shape
 
 Cache = attention.Cache | delta.Cache
-KINDS = {"attention": attention, "delta": delta}
 
 
 def init_params(rng: np.random.Generator, shape: Shape) -> Params:

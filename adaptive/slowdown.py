@@ -113,9 +113,7 @@ def track(slowdown: Slowdown, z: float, gap: float, unsure: bool) -> tuple[Slowd
     return new(Slowdown, (mean, variance, drift, noise, hold, 0, 0, 0, z)), residual, USUAL
 
 
-def widen(
-    tail: Tail, residual: float, kind: int, exceeded: bool, unsure: bool, epsilon: float
-) -> Tail:
+def widen(tail: Tail, residual: float, kind: int, late: bool, unsure: bool, epsilon: float) -> Tail:
     """Track the tail of the residuals, and correct it by how often calls were late.
 
     Residuals of steps never reach it, those of spikes do one completion later.
@@ -124,9 +122,9 @@ def widen(
         tail: As it was.
         residual: Of this completion.
         kind: Of this completion.
-        exceeded: The call took longer than it had.
+        late: The call took longer than it had.
         unsure: Nobody counted on it.
-        epsilon: How often they may be.
+        epsilon: How often calls may be late.
 
     References:
         Hill, 1975 (mean excess); Gibbs and Candes, Adaptive conformal inference, 2021. Unlike
@@ -137,10 +135,10 @@ def widen(
         return new(Tail, (threshold, excess, correction, 0.0))
     if unsure:
         # No wind-up: what grew in an overload that no level could meet must not outlast it.
-        if not exceeded and correction > CORRECTION:
+        if not late and correction > CORRECTION:
             correction = CORRECTION + 0.5 * (correction - CORRECTION)
         return new(Tail, (threshold, excess, correction, 0.0))
-    correction += 0.1 * ((1.0 if exceeded else 0.0) - epsilon)
+    correction += 0.1 * ((1.0 if late else 0.0) - epsilon)
     if correction > CORRECTION_MAX:
         correction = CORRECTION_MAX
     elif correction < CORRECTION_MIN:

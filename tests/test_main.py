@@ -197,13 +197,14 @@ def test_bench_measures_an_agent_between_sensors_and_a_reader(tmp_path, more):
 
 
 @pytest.mark.slow
-def test_a_moment_is_explained_by_what_it_attended_to(tmp_path, capsys):
+@pytest.mark.parametrize("encoder", ["delta", "attention"])
+def test_a_moment_is_explained_by_what_it_attended_to(encoder, tmp_path, capsys):
     rng, n = np.random.default_rng(0), np.arange(700)
     values = np.sin(2 * np.pi * n / 24) + rng.normal(0, 0.05, len(n))
     values[690:] += 3.0
     rows = "\n".join(f"{10.0 * k:g},{x:.4f},{rng.normal():.4f}" for k, x in enumerate(values))
     path = written(tmp_path, "time,flow,noise\n" + rows + "\n", "a.csv")
-    config = written(tmp_path, SMALL)
+    config = written(tmp_path, f'{SMALL}encoder = "{encoder}"\n')
     assert main(["explain", str(path), "--at", "6935", "--config", str(config)]) == 0
     out = capsys.readouterr().out
     assert "6930, row 693: score 0.6" in out
@@ -211,6 +212,9 @@ def test_a_moment_is_explained_by_what_it_attended_to(tmp_path, capsys):
     assert "unlike any" in out
     assert "rls-fast" in out
     assert "recall" in out
+    assert f"({encoder})" in out
+    # Only attention has weights on what it looked at.
+    assert ("the encoder attended to tokens: " in out) == (encoder == "attention")
     for at, wanted in (("-1", "begins at 0 s"), ("noon", "a number or an ISO date")):
         assert main(["explain", str(path), f"--at={at}", "--config", str(config)]) == 1
         assert wanted in capsys.readouterr().err

@@ -9,6 +9,7 @@ from adaptive.settings import Alarms, Level, Model
         ({"memory_samples": 1000}, "power of two and at least 512, got 1000"),
         ({"memory_samples": 256}, "power of two and at least 512, got 256"),
         ({"horizon_samples": 0}, "model.horizon_samples must be at least 1, got 0"),
+        ({"encoder": "lstm"}, "model.encoder must be one of delta, attention, got 'lstm'"),
         ({"patch_samples": 0}, "model.patch_samples must be at least 1, got 0"),
         ({"layers": 0}, "model.layers must be at least 1, got 0"),
         ({"learn_every_samples": -1}, "model.learn_every_samples must be at least 0, got -1"),
