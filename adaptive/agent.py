@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from adaptive import checkpoint
+from adaptive.backlog import Line
 from adaptive.bank import Bank, Track
 from adaptive.config import Config, ConfigError
 from adaptive.controller import Controller
@@ -248,6 +249,7 @@ def assemble(config: Config, process: Process | None) -> tuple[list[Bank], dict[
                 feed.chain.init(raw),
                 Pending(config.model.feedback_samples),
                 raw,
+                line=Line(feed.rank),
             )
     return banks, tracks
 

@@ -2,13 +2,12 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
 from math import inf
 from typing import Any
 
 import numpy as np
 
+from adaptive.backlog import Backlog, Line
 from adaptive.controller import MANDATORY, Controller, Queued
 from adaptive.feedback import Matches, Pending
 from adaptive.governor import Governor
@@ -39,6 +38,7 @@ class Track:
     newest: float = -inf  # [s] time of the newest sample
     alarms: deque[Result] = field(default_factory=lambda: deque(maxlen=ALARMS_KEPT))
     level: int = MANDATORY
+    line: Line = field(default_factory=Line)  # what of it waits for the model
     loss: np.ndarray | None = None  # of the model and its parts, as in `settings.KINDS`
 
     def seen(self, index: int, time: float) -> None:
@@ -66,34 +66,19 @@ class Track:
 
 @dataclass
 class Bank:
-    """A controller, its governor, and the samples it has yet to see, in the controller's order."""
+    """A controller, its governor, and the samples that its model has yet to see."""
 
     controller: Controller
     governor: Governor
     learn_cost: float = 0.0  # [s]
-    queue: deque["Waiting"] = field(default_factory=deque)  # answered or not
+    backlog: "Backlog[Waiting]" = field(default_factory=Backlog)  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
-    unanswered: int = 0
     hope: float = 1.0  # share of the model's newest estimates that came in time
-    _urgent: list[tuple[float, int, "Waiting"]] = field(default_factory=list)  # a heap
-    _numbers: count = field(default_factory=count)  # equal deadlines are met in order of arrival
-
-    def add(self, waiting: "Waiting") -> None:
-        """Put a sample at the end of the queue."""
-        self.queue.append(waiting)
-        self.unanswered += 1
-        heappush(self._urgent, (waiting.deadline, next(self._numbers), waiting))
-
-    def head(self) -> "Waiting | None":
-        """The unanswered sample with the earliest deadline."""
-        while self._urgent and self._urgent[0][-1].answered:
-            heappop(self._urgent)
-        return self._urgent[0][-1] if self._urgent else None
 
     def urgency(self) -> float:
-        """The earliest deadline [s]; those who only have to catch up come last."""
-        head = self.head()
-        return head.deadline if head else inf
+        """When the first answer is due [s]; those who only have to catch up come last."""
+        head = self.backlog.head()
+        return head.due if head else inf
 
 
 @dataclass(eq=False, slots=True)
@@ -124,6 +109,11 @@ class Waiting:
     queued: Queued  # what the mandatory estimate is made of
     answered: bool = False
     sinks: int = 0  # that have yet to take the answer; negative: it was shed
+
+    @property
+    def line(self) -> Line:
+        """Of its stream."""
+        return self.track.line
 
     def account(self, level: int, now: float) -> None:
         """Count it out as answered.

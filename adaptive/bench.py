@@ -59,9 +59,10 @@ def latency(
             if rate:
                 time.sleep(1 / rate)
             start = time.perf_counter()
-            estimate = controller.mandatory(controller.arrive(0, values))
+            sample = controller.arrive(0, values)
+            estimate = controller.mandatory(sample)
             if number >= 0:
-                call = controller.take(number)
+                call = controller.take(number, [sample])
                 begin = time.perf_counter()
                 packed = engine.run(number, call.block)
                 alone[name].append(1e6 * (time.perf_counter() - begin))
@@ -70,7 +71,7 @@ def latency(
             laps[name].append(1e6 * (time.perf_counter() - start))
             row += 1
             if number < 0:
-                controller.refine(0)
+                controller.refine(0, [sample])
     pause = f", one each {1e3 / rate:g} ms" if rate else ""
     title = f"one sample{pause}, {channels} channels, NumPy in to answer out, us"
     table = Table(title=title, title_justify="left")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
+from adaptive.backlog import Rank
 from adaptive.governor import Settings
 from adaptive.settings import Alarms, Model
 from sensors import plugins
@@ -59,6 +60,7 @@ class Feed(NamedTuple):
     chain: Chain
     deadline: float  # [s]
     alarms: Alarms
+    rank: Rank
 
     def streams(self) -> list[tuple[Stream, Stream]]:
         """Each stream as it comes, and as it is behind the transforms."""
@@ -157,15 +159,20 @@ def feed(
     number = isinstance(deadline, int | float) and not isinstance(deadline, bool)
     if not number or not 0 < deadline < float("inf"):
         raise ConfigError(f"{where}: deadline_ms must be a number above 0, got {deadline!r}")
-    own = {f.name: entry.pop(f.name) for f in dataclasses.fields(Alarms) if f.name in entry}
-    alarms = table(Alarms, dataclasses.asdict(alarms) | own, where)
+    alarms = table(Alarms, dataclasses.asdict(alarms) | of(Alarms, entry), where)
+    rank = table(Rank, of(Rank, entry), where)
     source = plugin("sensors.sources", entry, connection, where)
-    made = Feed(source, Chain(links), deadline / 1e3, alarms)
+    made = Feed(source, Chain(links), deadline / 1e3, alarms, rank)
     try:
         made.streams()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise ConfigError(f"{where}: {error}") from error
     return made
+
+
+def of(cls: Any, entry: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a table what a dataclass knows."""
+    return {f.name: entry.pop(f.name) for f in dataclasses.fields(cls) if f.name in entry}
 
 
 def entries(content: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:

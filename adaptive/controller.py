@@ -1,16 +1,16 @@
 """A bank of streams: samples in, answers out, with the model's engine between.
 
-A sample is answered in up to three calls. `arrive` queues it for the model; from then on
-`mandatory` gives an estimate of it without JAX. `refine` takes the oldest queued samples through
-the model, many in one compiled call, at the level that the governor picked; samples that were
-answered in the meantime still enter the memory. `settle` turns the estimate that is to be published
-into the answer, with its alarm. `learn` is the gradient step, for when there is time.
+A sample is answered in up to three calls. `arrive` gets it ready for the model; from then on
+`mandatory` gives an estimate of it without JAX. `refine` takes such samples through the model, many
+in one compiled call, at the level that the governor picked, those of a stream in their order;
+samples that were answered in the meantime still enter the memory. `settle` turns the estimate that
+is to be published into the answer, with its alarm. `learn` is the gradient step, for when there is
+time.
 """
 
 # pyright: reportIncompatibleMethodOverride=false
 # The index of a sample hides the method of tuples, which nobody needs.
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from adaptive import event, mandatory
 from adaptive.calibration import Calibration
 from adaptive.dismissal import Dismissals
 from adaptive.mandatory import Mandatory
-from adaptive.settings import BLOCK, BLOCKS, Alarms, Model, empty_block
+from adaptive.settings import Alarms, Model, empty_block
 from adaptive.surprise import Rank, Surprise
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Call(NamedTuple):
     """Samples on their way through a compiled program."""
 
     level: int  # index in the ladder
-    samples: list[Queued]
+    samples: Sequence[Queued]
     block: Float[np.ndarray, "rows inputs"]  # what `engine.run` takes
 
 
@@ -159,7 +159,6 @@ class Controller:
             )
             for one in wanted
         ]
-        self.queue: deque[Queued] = deque()
         self.due = [0] * streams  # samples since the last gradient step
         self._growth = np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
 
@@ -180,7 +179,7 @@ class Controller:
         values: Float[np.ndarray, " channels"],
         filled: Bool[np.ndarray, " channels"] | None = None,
     ) -> Queued:
-        """Queue a sample for the model.
+        """Get a sample ready for the model.
 
         Args:
             stream: Which stream.
@@ -188,7 +187,7 @@ class Controller:
             filled: Which values were filled in and count as not measured.
 
         Returns:
-            What `mandatory` makes an estimate of, if it is wanted.
+            What `mandatory` makes an estimate of, and `refine` a better one.
         """
         member = self.members[stream]
         known, plain = member.mandatory, values.tolist()
@@ -205,9 +204,7 @@ class Controller:
             for x, a in zip(plain, anchor, strict=True)
         ]
         now = known.last[:], known.deviation[:]
-        queued = Queued(stream, index, centred, measured, anchor, jump, surprise, *now)
-        self.queue.append(queued)
-        return queued
+        return Queued(stream, index, centred, measured, anchor, jump, surprise, *now)
 
     def mandatory(self, queued: Queued) -> Estimate:
         """Give the estimate without the model: persistence, whose error grows as a random walk's.
@@ -221,24 +218,22 @@ class Controller:
         about = surprise, JUMP, ahead, spread, None, None
         return Estimate(queued.stream, queued.index, MANDATORY, *about)
 
-    def refine(self, level: int, batch: int = BLOCK) -> list[Estimate]:
-        """Take the oldest queued samples through the model: `take`, `engine.run`, `finish`.
+    def refine(self, level: int, samples: Sequence[Queued]) -> list[Estimate]:
+        """Take samples through the model: `take`, `engine.run`, `finish`.
 
         Args:
             level: Index in the ladder.
-            batch: How many at most.
+            samples: Those of a stream in the order of their arrival.
 
         Returns:
-            An estimate for each, in the order of their arrival.
+            An estimate for each.
         """
-        call = self.take(level, batch)
+        call = self.take(level, samples)
         return self.finish(call, self.engine.run(call.level, call.block))
 
-    def take(self, level: int, batch: int = BLOCK) -> Call:
-        """Take the oldest queued samples off the queue, as many as `engine.run` takes at once."""
-        most = min(batch, BLOCKS * BLOCK, len(self.queue))
-        samples = [self.queue.popleft() for _ in range(most)]
-        block = empty_block(self.channels, max(most, 1))
+    def take(self, level: int, samples: Sequence[Queued]) -> Call:
+        """Make of samples what `engine.run` takes at once."""
+        block = empty_block(self.channels, max(len(samples), 1))
         if samples:
             block[: len(samples)] = [(one.stream, *one.values, *one.seen) for one in samples]
         return Call(level, samples, block)
@@ -263,10 +258,6 @@ class Controller:
             said = surprise, cause, forecast, spread, Explanation._make((*why, encoder)), loss
             estimates.append(Estimate(one.stream, one.index, call.level, *said))
         return estimates
-
-    def skip(self) -> None:
-        """Leave the oldest queued sample out of the model's memory."""
-        self.queue.popleft()
 
     def settle(
         self, estimate: Estimate, time: float, values: Float[np.ndarray, " channels"]

@@ -13,6 +13,7 @@ from enum import IntEnum
 from math import exp, inf, log
 from typing import NamedTuple
 
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.ladder import Ladder, highest, ladder
 from adaptive.slowdown import (
     OFTEN,
@@ -103,7 +104,13 @@ class State(NamedTuple):
 
 
 def decide(
-    settings: Settings, ladder: Ladder, state: State, slack: float, queue: int, now: float
+    settings: Settings,
+    ladder: Ladder,
+    state: State,
+    slack: float,
+    queue: int,
+    now: float,
+    most: int | None = None,
 ) -> tuple[State, Decision]:
     """Pick the highest level that fits what slack is left, with the margin of the tail.
 
@@ -120,6 +127,7 @@ def decide(
         slack: [s] left until the earliest deadline in the queue.
         queue: How many wait, the head included.
         now: [s].
+        most: The highest level that may be taken; any if None.
     """
     slowdown, tail, _, last, _, observed, interval, late, health = state
     mode = health.mode
@@ -130,30 +138,84 @@ def decide(
     budget = slack - guard
     level, batch, sure = -1, min(queue, buckets[-1]), False
     if budget > 0.0 and queue > 0 and mode != FALLBACK:
-        most = bisect_left(buckets, queue)
-        if most == len(buckets):
-            most -= 1
+        whole = bisect_left(buckets, queue)
+        if whole == len(buckets):
+            whole -= 1
         usual = log(budget) - base
         room = usual - margin(tail, depth)
         cap = 0 if mode == DEGRADED else len(log_costs[0]) - 1
-        level = highest(log_costs[most], room, cap, last, clear)
-        if level > 0 and queue > buckets[most]:
-            rounds = -(-queue // buckets[most])
+        if most is not None and most < cap:
+            cap = most
+        level = highest(log_costs[whole], room, cap, last, clear)
+        if level > 0 and queue > buckets[whole]:
+            rounds = -(-queue // buckets[whole])
             spare = log(settings.utilisation * budget / rounds) - base
-            level = max(0, highest(log_costs[most], spare, level, last, clear))
-        size, sure = most, level >= 0
+            level = max(0, highest(log_costs[whole], spare, level, last, clear))
+        size, sure = whole, level >= 0
         while level < 0 and size > 0:
             size -= 1
             if log_costs[size][0] <= room:
                 level, sure = 0, True
-        if level < 0 and log_costs[most][0] <= usual:
-            level, size = 0, most
+        if level < 0 and log_costs[whole][0] <= usual:
+            level, size = 0, whole
         if level >= 0:
             batch = min(queue, buckets[size])
     if slowdown.hold_left and queue > 0:
         slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
     state = new(State, (slowdown, tail, budget, level, sure, observed, interval, late, health))
     return state, new(Decision, (level, batch, sure))
+
+
+def decide_among(
+    settings: Settings,
+    ladder: Ladder,
+    state: State,
+    slack: float,
+    queue: int,
+    now: float,
+    demand: Demand,
+) -> tuple[State, Decision, Whom]:
+    """Decide where some streams are critical, or may not miss one more answer (`adaptive.demand`).
+
+    Args:
+        settings: What to aim at.
+        ladder: Nominal costs.
+        state: What was learned from earlier completions.
+        slack: [s] left until the earliest deadline in the queue.
+        queue: How many wait, the head included.
+        now: [s].
+        demand: What of the queue is not like the rest.
+
+    Returns:
+        The new state, the decision, and of which streams to take samples.
+    """
+    critical, pressed, room, strained = demand
+    about, top, most = (settings, ladder, state), len(ladder.log_costs[0]) - 1, None
+    if not critical.count:
+        if not strained and room < slack:
+            after, found = decide(*about, room, queue, now)
+            if found.level > 0:
+                return after._replace(budget=slack - ladder.guard), found, EVERYONE
+        most = 0 if strained or room < slack else None
+    after, found = decide(*about, slack, queue, now, most)
+    whom, whole = EVERYONE, found.level >= 0 and found.sure and found.batch == queue
+    if critical.count and not (whole and found.level == top):
+        left = critical.slack
+        if pressed.count:
+            left = min(left, pressed.slack - at_most(ladder, state, 0, pressed.count))
+        after, found = decide(*about, left, critical.count, now)
+        whom, whole = CRITICAL, found.level >= 0
+    if pressed.count and not whole:
+        after, found = decide(*about, pressed.slack, pressed.count, now, 0)
+        whom = PRESSED
+    return after, found, whom
+
+
+def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:
+    """What a call made now costs, but for a share of epsilon [s]."""
+    size = min(bisect_left(ladder.buckets, batch), len(ladder.buckets) - 1)
+    typical = ladder.log_costs[size][level] + believed(state.slowdown)
+    return exp(typical + margin(state.tail, ladder.depth))
 
 
 def observe(
@@ -255,6 +317,14 @@ class Governor:
         self.state, decision = decide(self.settings, self.ladder, self.state, slack, queue, now)
         return decision
 
+    def decide_among(
+        self, slack: float, queue: int, now: float, demand: Demand
+    ) -> tuple[Decision, Whom]:
+        """Decide where streams are not equal; see the function `decide_among`."""
+        about = self.settings, self.ladder, self.state, slack, queue, now, demand
+        self.state, decision, whom = decide_among(*about)
+        return decision, whom
+
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """Learn from what the call cost [s]; see the function `observe`."""
         self.state = observe(self.settings, self.ladder, self.state, level, batch, cost, now)
@@ -266,8 +336,8 @@ class Governor:
     def predict(self, level: int, batch: int) -> tuple[float, float]:
         """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
         size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
-        usual = self.ladder.log_costs[size][level] + believed(self.state.slowdown)
-        return exp(usual), exp(usual + margin(self.state.tail, self.ladder.depth))
+        usual = exp(self.ladder.log_costs[size][level] + believed(self.state.slowdown))
+        return usual, at_most(self.ladder, self.state, level, batch)
 
     def may_learn(self, idle: float, cost: float) -> bool:
         """Say whether a learning step fits, almost surely, before the next sample needs the CPU.

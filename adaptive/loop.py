@@ -15,19 +15,23 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from math import inf, isfinite, isinf
+from math import inf
 from typing import Any
 
 from adaptive.bank import Bank, Origin, Track, Waiting
 from adaptive.controller import MANDATORY, Estimate
-from adaptive.outlet import RETRY_CAP, Outlet, pause
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
+from adaptive.governor import Decision
+from adaptive.inbox import Inbox
+from adaptive.outlet import Outlet
+from adaptive.settings import BLOCK, BLOCKS
 from adaptive.sinks import Result, Sink
-from sensors.sample import Feedback, Item, Rejected, Sample, Source, Unavailable
+from sensors.sample import Sample, Source
 
 LOG = logging.getLogger(__name__)
-TURN = 32  # samples of a source that are taken in at once
-QUEUE = 4096  # samples of a bank that wait for the model; older ones are left out of its memory
-BACKWARDS = 8  # samples in a row whose time may go back before the clock is believed
+# Samples of a bank that wait for the model; of each stream at least so many. Older ones are left
+# out of its memory.
+QUEUE, QUEUE_LEAST = 4096, 64
 # Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
 # late, and later on a crowded machine; how late is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
@@ -35,7 +39,6 @@ SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 HOPE, HOPE_RATE = 0.5, 0.02
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
 FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
-REPORT_EVERY = 10.0  # [s] between two log lines about the same kind of reject
 
 
 class Loop:
@@ -63,9 +66,16 @@ class Loop:
         self.sources, self.tracks, self.banks = sources, tracks, banks
         self._rng = rng or random.Random()
         self.outlets = [Outlet(sink, self._rng) for sink in sinks]
-        self.rejected: dict[str, int] = {}  # what belongs to no stream, by reason
+        self.inbox = Inbox(tracks, self._queue, self._rng)
         self._members = {(id(t.bank), t.number): t for t in tracks.values()}
         self._shortest = min((track.deadline for track in tracks.values()), default=inf)
+        ranks = [track.line.rank for track in tracks.values()]
+        self._ranked = any(rank.critical or rank.firm[0] for rank in ranks)
+        self._critical = min(
+            (track.deadline for track in tracks.values() if track.line.rank.critical), default=inf
+        )
+        self._needed = 0.0  # [s] that a call for critical streams takes at most
+        self._strained = -inf  # [s] until then the others get the cheapest level
         self._wake = asyncio.Event()
         self._reading = 0
         self.model = asyncio.Lock()  # held while a model is at work
@@ -76,7 +86,6 @@ class Loop:
             self.ready.set()
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
         self._lag = 0.0  # [s] how late such timers have been
-        self._last_report: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
         """Run; on return all samples are answered, and all answers are with the sinks.
@@ -114,86 +123,11 @@ class Loop:
     # --- in -------------------------------------------------------------------------------------
 
     async def _ingest(self, source: Source) -> None:
-        """Take items from one source; while it is away, try again with full jitter."""
-        clock, failures, away, taken = asyncio.get_running_loop().time, 0, False, 0
+        """Take in what a source gives, until it ends."""
         if getattr(source, "waits", False):
             await self.ready.wait()
-        while True:
-            started = clock()
-            try:
-                async for item in source:
-                    if away:
-                        LOG.warning("%s: the source is back", names(source))
-                        away = False
-                    self._take(source, item, clock())
-                    taken += 1
-                    if taken % TURN == 0:  # of many that are there at once nobody else had a turn
-                        await asyncio.sleep(0)
-                break
-            except Unavailable as error:
-                failures = 1 if clock() - started > RETRY_CAP else failures + 1
-                if not away:
-                    LOG.warning("%s: the source is away: %s", names(source), error)
-                    away = True
-                await asyncio.sleep(pause(failures, self._rng))
+        await self.inbox.ingest(source)
         self._reading -= 1
-        self._wake.set()
-
-    def _take(self, source: Source, item: Item, now: float) -> None:
-        if isinstance(item, Sample):
-            self._take_sample(source, item, now)
-        elif isinstance(item, Feedback):
-            if track := self.tracks.get(item.stream):
-                track.feedback(item)
-            else:
-                self._reject(self._unknown(item.stream), now)
-        else:
-            self._reject(item, now)
-
-    def _reject(self, item: Rejected, now: float) -> None:
-        track = self.tracks.get(item.stream)
-        if track:
-            track.counters.reject(item.reason)
-        else:
-            self.rejected[item.reason] = self.rejected.get(item.reason, 0) + 1
-        # Names that are not ours share one entry: anybody could send as many as they like.
-        key = (item.stream if track else "", item.reason)
-        if now - self._last_report.get(key, -inf) > REPORT_EVERY:
-            self._last_report[key] = now
-            LOG.warning("rejected (%s) %s: %s", item.reason, item.stream, item.detail)
-
-    def _unknown(self, stream: str) -> Rejected:
-        return Rejected(stream, "unknown_stream", f"have {', '.join(self.tracks)}")
-
-    def _take_sample(self, source: Source, sample: Sample, now: float) -> None:
-        track = self.tracks.get(sample.stream)
-        if track is None:
-            self._reject(self._unknown(sample.stream), now)
-            source.answered(sample)
-            return
-        if problem := fault(track, sample):
-            self._reject(Rejected(sample.stream, *problem), now)
-            source.answered(sample)
-            return
-        # What came twice or from the past must not reach the transforms: they remember.
-        if not track.counters.arrived(sample.sequence, sample.time):
-            source.answered(sample)
-            return
-        if sample.time < track.newest:
-            track.backwards += 1
-            if track.backwards <= BACKWARDS:
-                track.counters.give_up("time_backwards")
-                source.answered(sample)
-                return
-            LOG.warning("%s: the sensor's clock went back, and stays there", sample.stream)
-        track.newest, track.backwards = sample.time, 0
-        track.state, made = track.chain.step(track.state, sample)
-        track.counters.became(len(made))
-        if not made:  # a transform has taken it in
-            source.answered(sample)
-        origin = Origin(source, sample, len(made))
-        for one in made:
-            self._queue(track, one, origin, now)
         self._wake.set()
 
     def _queue(self, track: Track, sample: Sample, origin: Origin, now: float) -> None:
@@ -202,25 +136,25 @@ class Loop:
         queued = bank.controller.arrive(track.number, sample.values, sample.filled)
         deadline, due = now + track.deadline, now + self._patience(track.deadline)
         waiting = Waiting(track, sample, origin, now, deadline, due, queued)
-        bank.add(waiting)
+        bank.backlog.add(waiting)
         if (
             not self.ready.is_set() or bank.hope < HOPE
         ):  # waiting would be in vain, and makes answers late
-            self._publish_up_to(waiting, now)
+            self._publish_all(track, now)
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         elif not self._timer or due < self._timer.when():
             self._watch()
-        if len(bank.queue) > QUEUE:
-            skipped = bank.queue.popleft()
-            bank.controller.skip()
-            self._publish_up_to(skipped, now)
+        self._wake.set()
+        if len(track.line.queue) > max(QUEUE // bank.controller.streams, QUEUE_LEAST):
+            self._publish_all(track, now, bank.backlog.drop(track.line))
+            track.counters.left_out += 1
 
     # --- score ----------------------------------------------------------------------------------
 
     async def _score(self) -> None:
         """Answer what waits, earliest deadline first, until nothing more will come."""
         while True:
-            banks = [bank for bank in self.banks if bank.queue and self.ready.is_set()]
+            banks = [bank for bank in self.banks if bank.backlog and self.ready.is_set()]
             if banks:
                 await self._step(min(banks, key=Bank.urgency))
                 await asyncio.sleep(0)  # with the model in this process nobody else had a turn
@@ -235,18 +169,15 @@ class Loop:
     async def _step(self, bank: Bank) -> None:
         """Take the front of a bank's queue through the model."""
         clock = asyncio.get_running_loop().time
-        before, head = clock(), bank.head()
-        # A sample of another stream may come during the call and have to wait for its end.
-        slack = min(head.due - before if head else inf, self._patience(self._shortest))
-        decision = bank.governor.decide(slack, len(bank.queue), before)
-        level, batch = decision.level, decision.batch
-        if head and level == MANDATORY:
-            # What its time allows is there already; the model sees the sample all the same.
-            self._publish(head, None, before)
+        before, backlog = clock(), bank.backlog
+        (level, batch, _), whom = self._decide(bank, before)
         if level == MANDATORY:
-            level, batch = 0, len(bank.queue)
-        call = bank.controller.take(level, batch)
-        bank.taken = [bank.queue.popleft() for _ in call.samples]
+            # What its time allows is there already; the model sees the sample all the same.
+            if whom == EVERYONE and (head := backlog.head()):
+                self._publish(head, None, before)
+            level, batch = 0, BLOCKS * BLOCK
+        bank.taken = backlog.take(batch, whom, short=level == 0)
+        call = bank.controller.take(level, [waiting.queued for waiting in bank.taken])
         packed = await self._beside(bank, "run", call.level, call.block)
         after = clock()
         estimates = bank.controller.finish(call, packed)
@@ -257,6 +188,24 @@ class Loop:
                 bank.hope += HOPE_RATE * ((after <= waiting.due) - bank.hope)
             self._publish(waiting, estimate, after)
         bank.taken = []
+
+    def _decide(self, bank: Bank, now: float) -> tuple[Decision, Whom]:
+        """Have a bank's governor decide for what waits."""
+        backlog, governor = bank.backlog, bank.governor
+        head = backlog.head()
+        # A sample of another stream may come during the call and have to wait for its end.
+        slack = min(head.due - now if head else inf, self._patience(self._shortest))
+        if not self._ranked:
+            return governor.decide(slack, len(backlog), now), EVERYONE
+        critical, pressed = (backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
+        room, top = self._patience(self._critical) - self._needed, len(bank.controller.levels) - 1
+        demand = Demand(critical, pressed, room, now < self._strained)
+        decision, whom = governor.decide_among(slack, len(backlog), now, demand)
+        if critical.count:
+            relief = 1e-3 * governor.settings.recover_ms
+            self._strained = now + relief if decision.level < top else -inf
+            self._needed = governor.predict(top, critical.count)[1]
+        return decision, whom
 
     async def _beside(self, bank: Bank, name: str, *args: Any) -> Any:
         """Have a bank's engine do something while everything else goes on."""
@@ -270,7 +219,7 @@ class Loop:
 
     def _watch(self) -> None:
         """Set the timer to the next sample whose time will be up."""
-        due = min((head.due for bank in self.banks if (head := bank.head())), default=inf)
+        due = min((bank.urgency() for bank in self.banks), default=inf)
         if self._timer and (due < self._timer.when() or self._timer.cancelled()):
             self._timer.cancel()
             self._timer = None
@@ -284,14 +233,18 @@ class Loop:
             self._lag = max(FORGET * self._lag, now - self._timer.when())
             self._timer = None
         for bank in self.banks:
-            while (head := bank.head()) and head.due <= now:
+            while (head := bank.backlog.head()) and head.due <= now:
                 self._publish(head, None, now)
         self._watch()
 
-    def _publish_up_to(self, last: Waiting, now: float) -> None:
-        """Publish what there is for a sample and all before it: answers keep a stream's order."""
-        while not last.answered and (head := last.track.bank.head()):
-            self._publish(head, None, now)
+    def _publish_all(self, track: Track, now: float, last: Waiting | None = None) -> None:
+        """Publish what there is for a stream's samples, in their order, up to the last."""
+        line = track.line
+        for waiting in track.bank.taken if line.taken else ():
+            if waiting.track is track:
+                self._publish(waiting, None, now)
+        for waiting in [last] if last else list(line.queue)[len(line.queue) - line.unanswered :]:
+            self._publish(waiting, None, now)
 
     def _publish(self, waiting: Waiting, estimate: Estimate | None, now: float) -> None:
         """Settle an answer and hand it to the sinks, unless the sample has one.
@@ -305,7 +258,7 @@ class Loop:
             return
         waiting.answered = True
         track, sample = waiting.track, waiting.sample
-        track.bank.unanswered -= 1
+        track.line.answered(estimate is not None)
         controller = track.bank.controller
         estimate = estimate or controller.mandatory(waiting.queued)
         answer = controller.settle(estimate, sample.time, sample.values)
@@ -358,7 +311,7 @@ class Loop:
     def _finish(self) -> None:
         """Count what is left at the end: nothing is lost without a reason."""
         for bank in self.banks:
-            for waiting in (*bank.taken, *bank.queue):
+            for waiting in (*bank.taken, *bank.backlog):
                 if not waiting.answered:
                     waiting.answered = True
                     waiting.give_up("stopped")
@@ -372,26 +325,9 @@ class Loop:
             AssertionError: A sample was lost or counted twice.
         """
         held: dict[str, int] = dict.fromkeys(self.tracks, 0)
-        queued = {w for b in self.banks for w in (*b.taken, *b.queue) if not w.answered}
+        queued = {w for b in self.banks for w in (*b.taken, *b.backlog) if not w.answered}
         unsent = {w for outlet in self.outlets for w, _ in outlet.outbox if w.sinks > 0}
         for waiting in queued | unsent:
             held[waiting.track.stream.name] += 1
         for name, track in self.tracks.items():
             track.counters.check(held[name])
-
-
-def names(source: Source) -> str:
-    """What a source delivers, for the log."""
-    return ", ".join(stream.name for stream in source.streams)
-
-
-def fault(track: Track, sample: Sample) -> tuple[str, str] | None:
-    """What is wrong with a sample, as reason and detail; None if nothing is."""
-    wanted = len((track.raw or track.stream).channels)
-    if sample.values.shape != (wanted,):
-        return "channels", f"wanted {wanted} values, got {sample.values.shape}"
-    if any(map(isinf, sample.values.tolist())):
-        return "not_finite", f"sample {sample.sequence}: an infinite value; null means missing"
-    if not isfinite(sample.time):
-        return "not_finite", f"sample {sample.sequence}: its time is {sample.time}"
-    return None

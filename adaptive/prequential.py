@@ -125,11 +125,7 @@ def blockwise(
     for first in range(0, len(values), size):
         rows = values[first : first + size]
         start = clock.perf_counter()
-        for x in rows:
-            controller.arrive(0, x)
-        estimates: list[Estimate] = []
-        while len(estimates) < len(rows):
-            estimates += controller.refine(level)
+        estimates = controller.refine(level, [controller.arrive(0, x) for x in rows])
         share = (clock.perf_counter() - start) / len(rows)
         for estimate in estimates:
             yield estimate, clock.perf_counter() - share
@@ -150,17 +146,16 @@ def governed(
         if pace:
             pace(row)
         start = clock.perf_counter()
-        mandatory = controller.mandatory(controller.arrive(0, x))
-        before, waiting, chosen = clock.perf_counter(), len(controller.queue), level
+        sample = controller.arrive(0, x)
+        mandatory = controller.mandatory(sample)
+        before, chosen = clock.perf_counter(), level
         if chosen is None:
-            chosen = governor.decide(deadline - (before - start), waiting, before).level
-        refined = mandatory
-        while controller.queue:  # more than one call takes, after many without the model
-            refined = controller.refine(max(chosen, 0))[-1]
+            chosen = governor.decide(deadline - (before - start), 1, before).level
+        (refined,) = controller.refine(max(chosen, 0), [sample])
         # What is expected to be late the live loop has answered before.
         estimate = mandatory if chosen == MANDATORY else refined
         now = clock.perf_counter()
-        governor.observe(max(chosen, 0), waiting, now - before, now)
+        governor.observe(max(chosen, 0), 1, now - before, now)
         yield estimate, start
         learn(controller)
 

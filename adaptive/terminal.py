@@ -133,8 +133,8 @@ def summary(loop: Loop) -> RenderableType:
         for name, text in lines(track):
             table.add_row(f"  {name}", text)
         blocks += [Text(track.stream.name, style="bold"), table]
-    if loop.rejected:
-        blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.rejected)}"]
+    if loop.inbox.rejected:
+        blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.inbox.rejected)}"]
     return Group(*blocks)
 
 

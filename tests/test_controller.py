@@ -54,8 +54,7 @@ def lived(controller, values, stream=0, first=0, learn=False, level=FULL):
     """Take samples through one stream, one by one; return its answers."""
     answers = []
     for n, x in enumerate(values, first):
-        controller.arrive(stream, x)
-        estimate = controller.refine(level)[-1]
+        (estimate,) = controller.refine(level, [controller.arrive(stream, x)])
         answers.append(controller.settle(estimate, float(n), x))
         if n % 7 == 0:
             controller.label(stream, np.array([n]), n % 2)
@@ -75,7 +74,6 @@ def test_the_mandatory_estimate_is_the_difference_to_the_last_value_in_usual_one
     mean = counted = 0
     for n, x in enumerate(values):
         estimate = controller.mandatory(controller.arrive(0, x, filled[n]))
-        controller.skip()
         # By hand: each measured channel's step in root mean squares of its steps so far.
         there = np.isfinite(x)
         last = np.where(np.isnan(last), x, last)
@@ -112,10 +110,11 @@ def test_streams_of_a_bank_do_not_affect_each_other(fresh):
     order = np.random.default_rng(3).permutation([0] * 150 + [1] * 150)
     taken = [0, 0]
     for first in range(0, 300, 20):
+        some_of_both = []
         for stream in order[first : first + 20]:
-            together.arrive(int(stream), values[stream][taken[stream]])
+            some_of_both.append(together.arrive(int(stream), values[stream][taken[stream]]))
             taken[stream] += 1
-        for estimate in together.refine(FULL):
+        for estimate in together.refine(FULL, some_of_both):
             s, n = estimate.stream, estimate.index
             got[s].append(together.settle(estimate, float(n), values[s][n]))
             if n % 7 == 0:
@@ -131,16 +130,21 @@ def test_streams_of_a_bank_do_not_affect_each_other(fresh):
 def test_several_blocks_at_once_are_the_same_as_one_after_the_other(fresh, batch):
     values = some(170)
     one, several = fresh(), fresh()
-    for controller in (one, several):
-        for n, x in enumerate(values):
-            controller.arrive(n % STREAMS, x)
-    wanted, got = [], []
-    while one.queue:
-        wanted += one.refine(FULL)
-    while several.queue:
-        before = len(several.queue)
-        got += several.refine(FULL, batch)
-        assert before - len(several.queue) == min(batch, before, 4 * BLOCK)
+    wanted, got = (
+        [
+            estimate
+            for first in range(0, len(values), size)
+            for estimate in controller.refine(
+                FULL,
+                [
+                    controller.arrive(n % STREAMS, values[n])
+                    for n in range(first, min(first + size, len(values)))
+                ],
+            )
+        ]
+        for controller, size in ((one, BLOCK), (several, batch))
+    )
+    assert len(got) == len(values)
     for a, b in zip(got, wanted, strict=True):
         same(a, b)
     assert one.due == several.due
@@ -151,8 +155,7 @@ def test_the_answer_without_a_model_may_be_asked_for_at_any_time_and_changes_not
     for x in some(300):
         late.append(asked.arrive(0, x))
         asked.mandatory(late[-1])
-        silent.arrive(0, x)
-        asked.refine(0), silent.refine(0)
+        asked.refine(0, late[-1:]), silent.refine(0, [silent.arrive(0, x)])
     for queued in late:
         estimate = asked.mandatory(queued)
         assert estimate.index == queued.index
@@ -176,10 +179,9 @@ def test_nothing_compiles_after_the_warm_up(fresh):
     values = some(100)
     for level in range(len(controller.levels)):
         lived(controller, values, first=100 * level, learn=True, level=level)
-    for x in values[:50]:
-        controller.arrive(1, x)
-    controller.refine(1)
-    controller.refine(2, batch=3)
+    samples = [controller.arrive(1, x) for x in values[:50]]
+    controller.refine(1, samples[:32])
+    controller.refine(2, samples[32:])
     arrays, header = controller.snapshot()
     controller.restore(arrays, header)
     lived(controller, values, stream=1, first=50, learn=True)
@@ -223,44 +225,28 @@ def test_a_restored_controller_goes_on_bit_by_bit(fresh):
     assert other.members[0].mandatory.count == 220
 
 
-def test_samples_wait_in_order_and_one_that_is_skipped_leaves_no_trace_in_the_model(fresh):
-    values = some(100)
+def test_a_sample_that_is_left_out_leaves_no_trace_in_the_model(fresh):
+    values = some(70)
     one, other = fresh(), fresh()
-    for n in range(70):
-        one.arrive(0, values[n])
-    one.skip()
-    assert [sample.index for sample in one.queue] == list(range(1, 70))
-    sizes = []
-    got = []
-    while one.queue:
-        estimates = one.refine(1)
-        sizes.append(len(estimates))
-        got += estimates
-    assert sizes == [32, 32, 5]
+    samples = [one.arrive(0, x) for x in values]
+    got = one.refine(1, samples[1:])
     assert [estimate.index for estimate in got] == list(range(1, 70))
     other.arrive(0, values[0])
-    other.queue.clear()
     for n in range(1, 70):
-        other.arrive(0, values[n])
-        (estimate,) = other.refine(1, batch=1)
+        (estimate,) = other.refine(1, [other.arrive(0, values[n])])
         same(estimate, got[n - 1])
 
 
 def test_a_step_is_due_for_the_stream_that_has_waited_longest(fresh):
     controller, every = fresh(), SETTINGS.learn_every_samples
     assert controller.learning_due() is None
-    for _ in range(every - 1):
-        controller.arrive(1, np.zeros(2))
-    controller.refine(0)
+    controller.refine(0, [controller.arrive(1, np.zeros(2)) for _ in range(every - 1)])
     assert controller.learning_due() is None
-    controller.arrive(1, np.ones(2))
+    sample = controller.arrive(1, np.ones(2))
     assert controller.learning_due() is None  # it was not taken through the model yet
-    controller.refine(0)
+    controller.refine(0, [sample])
     assert controller.learning_due() == 1
-    for _ in range(2 * every):
-        controller.arrive(0, np.zeros(2))
-    while controller.queue:
-        controller.refine(0)
+    controller.refine(0, [controller.arrive(0, np.zeros(2)) for _ in range(2 * every)])
     assert controller.learning_due() == 0
     controller.learn(0)
     assert controller.learning_due() == 1

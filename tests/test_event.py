@@ -203,7 +203,6 @@ def test_labels_of_what_is_forgotten_or_yet_to_come_are_ignored():
     reach = controller.settings.feedback_samples
     for n in range(reach + 88):
         estimate = controller.mandatory(controller.arrive(1, np.array([float(n % 7)])))
-        controller.skip()
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
     head = controller.members[1].head
     assert not controller.label(1, np.array([0, 87, reach + 88, 10_000, -1]), 1)
@@ -220,7 +219,6 @@ def test_an_alarm_that_is_confirmed_does_not_count_against_the_rate():
     controller = Controller(1, 1, Model(memory_samples=512))
     for n in range(200):
         estimate = controller.mandatory(controller.arrive(0, np.array([float(n % 7)])))
-        controller.skip()
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
     member = controller.members[0]
     member.dismissals.alarms = {120: (0, 3, 0)}

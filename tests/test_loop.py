@@ -2,7 +2,7 @@ import asyncio
 import json
 import logging
 import random
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from math import nan
 
@@ -36,24 +36,24 @@ class FakeController(Controller):
         self.levels = tuple(Level(f"level-{n}", n) for n in range(len(costs)))
         self.nominal, self.times, self.due = costs, 1.0, [0] * streams
         self.learn_every, self.counts = learn_every, [0] * streams
-        self.queue, self.labels, self.log = deque(), [], []
+        self.streams, self.waiting, self.labels, self.log = streams, 0, [], []
         self.learning = 0.001  # [s]
         self.alarming = set()  # values of the first channel that raise an alarm
         self.dismissed = set()  # those that would, had they not been dismissed
 
     def arrive(self, stream, values, filled=None):
         self.counts[stream] += 1
+        self.waiting += 1
         plain = values.tolist()
         about = plain, [True] * len(plain), [0.0] * len(plain), 0.0, USUAL, plain, plain
-        self.queue.append(Queued(stream, self.counts[stream] - 1, *about))
-        return self.queue[-1]
+        return Queued(stream, self.counts[stream] - 1, *about)
 
     def mandatory(self, queued):
         return self.estimate(queued, MANDATORY)
 
-    def take(self, level, batch=32):
-        taken = [self.queue.popleft() for _ in range(min(batch, 128, len(self.queue)))]
-        assert taken, "there was nothing to refine"
+    def take(self, level, taken):
+        assert 0 < len(taken) <= 128
+        self.waiting -= len(taken)
         block = empty_block(2, len(taken))
         block[: len(taken), 0] = 0.0
         return Call(level, taken, block)
@@ -64,7 +64,7 @@ class FakeController(Controller):
 
     async def beside(self, name, *args):
         if name == "learn":
-            self.log.append(("learn", self.now(), len(self.queue)))
+            self.log.append(("learn", self.now(), self.waiting))
             await asyncio.sleep(self.learning)
             return True
         level, block = args
@@ -77,9 +77,6 @@ class FakeController(Controller):
         for one in call.samples:
             self.due[one.stream] += 1
         return [self.estimate(one, call.level) for one in call.samples]
-
-    def skip(self):
-        self.log.append(("skip", self.now(), *self.queue.popleft()[:2]))
 
     def settle(self, estimate, time, values):
         alarm = bool(values[0] in self.alarming)
@@ -359,7 +356,7 @@ def test_a_queue_whose_front_is_answered_makes_progress_at_each_step(virtual_tim
         async with asyncio.timeout(10.0):
             await net.run()
         net.check()
-        assert not net.banks[0].queue
+        assert not net.banks[0].backlog
         return net.tracks["ecg"].counters
 
     counters = virtual_time.run(main())
@@ -414,15 +411,15 @@ def test_a_model_that_cannot_keep_up_misses_the_oldest_samples(virtual_time, mon
     controller.times = 6.0  # 0.8 ms for each of a block of 32, and two come each millisecond
     source = ListSource((STREAM,), samples(800), 0.0005)
     net, _ = run(virtual_time, [source], [sink], controller=controller, governor=Cautious())
-    kinds = Counter(entry[0] for entry in controller.log)
-    assert kinds["skip"] > 20
-    assert kinds["refine"] > 10
+    assert net.tracks["ecg"].counters.left_out > 20
+    assert len(controller.log) > 10
     assert net.tracks["ecg"].counters.mandatory > 790
     assert net.tracks["ecg"].counters.missed == 0
 
 
 def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_time, monkeypatch):
     monkeypatch.setattr(loop_module, "QUEUE", 8)
+    monkeypatch.setattr(loop_module, "QUEUE_LEAST", 8)
     sink, controller = HeldSink(), FakeController()
 
     @dataclass(frozen=True)
@@ -433,10 +430,9 @@ def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_tim
 
     net, _ = run(virtual_time, [Burst((STREAM,), samples(100))], [sink], controller=controller)
     assert [result.sample.sequence for result in sink] == list(range(100))
-    skipped = [entry[3] for entry in controller.log if entry[0] == "skip"]
     # All but the eight that the model had when the queue ran over, whose answers could not be
     # waited for either: those of a stream keep their order. The newest eight are refined.
-    assert len(skipped) == 84
+    assert net.tracks["ecg"].counters.left_out == 84
     assert net.tracks["ecg"].counters.mandatory == 92
     assert [result.level == "mandatory" for result in sink] == [True] * 92 + [False] * 8
 
@@ -518,7 +514,7 @@ def test_an_unknown_stream_is_counted_and_acknowledged_and_logged_once(virtual_t
     strange = tuple(sample(n, stream=f"not-{n}") for n in range(20))
     source = ListSource((STREAM,), (*strange, Feedback("nobody", 0.0, 1), sample(0)), 0.001)
     net, _ = run(virtual_time, [source], [HeldSink()])
-    assert net.rejected == {"unknown_stream": 21}
+    assert net.inbox.rejected == {"unknown_stream": 21}
     assert len(source.answers) == 21
     assert net.tracks["ecg"].counters.full == 1
     assert caplog.text.count("unknown_stream") == 1

@@ -56,9 +56,8 @@ def answers(controller, values, levels=FULL, sizes=32):
     estimates, first = [], 0
     while first < len(values):
         many = min(sizes, len(values) - first)
-        for x in values[first : first + many]:
-            controller.arrive(0, x)
-        estimates += controller.refine(int(levels[first]), many)
+        samples = [controller.arrive(0, x) for x in values[first : first + many]]
+        estimates += controller.refine(int(levels[first]), samples)
         first += many
     return estimates
 

@@ -124,12 +124,14 @@ def test_answers_leave_nothing_behind_in_memory(banks):
     rng = np.random.default_rng(0)
 
     def answer(samples):
+        waiting = []
         for n in range(samples):
             values = rng.normal(size=CHANNELS)
-            controller.arrive(n % 3, values)
-            if len(controller.queue) == BLOCK:
-                for estimate in controller.refine(n // BLOCK % 3):
+            waiting.append(controller.arrive(n % 3, values))
+            if len(waiting) == BLOCK:
+                for estimate in controller.refine(n // BLOCK % 3, waiting):
                     controller.settle(estimate, float(n), values)
+                waiting = []
 
     # Until every window of the feedback's memory is full it grows.
     answer(40 * BLOCK)

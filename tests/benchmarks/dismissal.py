@@ -55,9 +55,8 @@ def lived(programs, values, bumps, answered):
     level, alarms, waiting = len(controller.levels) - 1, [], []
     given = last = 0
     for first in range(0, ROWS, 32):
-        for x in values[first : first + 32]:
-            controller.arrive(0, np.array([x]))
-        for estimate in controller.refine(level):
+        some = [controller.arrive(0, np.array([x])) for x in values[first : first + 32]]
+        for estimate in controller.refine(level, some):
             n = estimate.index
             answer = controller.settle(estimate, float(n), values[n : n + 1])
             if answer.alarm:

@@ -58,10 +58,8 @@ def serve():
         return 1
 
     def answer():
-        for stream in range(32):
-            values = rng.normal(size=CHANNELS)
-            controller.arrive(stream, values)
-        for estimate in controller.refine(full):
+        some = [controller.arrive(stream, rng.normal(size=CHANNELS)) for stream in range(32)]
+        for estimate in controller.refine(full, some):
             controller.settle(estimate, float(len(laps)), np.zeros(CHANNELS))
         return 32
 

@@ -49,8 +49,8 @@ def ours(streams):
 
         def answered(x, k=k):
             values = np.array([x])
-            controller.arrive(0, values)
-            return controller.settle(controller.refine(k)[-1], 0.0, values)
+            (estimate,) = controller.refine(k, [controller.arrive(0, values)])
+            return controller.settle(estimate, 0.0, values)
 
         found[f"adaptive, {level.name}", 1] = alone
         found[f"adaptive, {level.name}, NumPy in to answer out", 1] = answered
