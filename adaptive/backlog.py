@@ -3,7 +3,10 @@
 Those of one stream are taken in their order, also when they have been answered meanwhile: the
 model's memory wants them. Of several streams, while there is time for all, the one goes first whose
 answer is due first. When there is not, critical streams do, then those that may not miss one more
-answer, then those that had the smallest share of theirs refined, for their weight.
+answer, then those that had the smallest share of theirs refined, for their weight and for what it
+takes to refine the next. So the ones that keep up go on to do so, and the others do not keep them
+from it; what lags too far behind is given up at once (`adaptive.loop`), and the stream keeps up for
+a while.
 
 References:
     Hamdaoui and Ramanathan, A dynamic priority assignment technique for streams with (m,k)-firm
@@ -22,6 +25,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 from adaptive.demand import CRITICAL, EVERYONE, Group, Whom
 
 RECENT = 0.02  # weight of the newest answer in the share of those that were refined
+HOPE, HOPE_RATE = 0.5, 0.1  # the model is waited for while so many of its estimates are in time
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Rank:
     firm: tuple[int, int] = (0, 1)
     weight: float = 1.0
 
+    @property
+    def special(self) -> bool:
+        """Whether it is more than a weight."""
+        return self.critical or self.firm[0] > 0
+
     def __post_init__(self) -> None:
         least, of = self.firm
         if not 0 <= least <= of or of < 1:
@@ -53,7 +62,17 @@ class Rank:
 class Line:
     """One stream's samples that wait, and how its newest answers came out."""
 
-    __slots__ = ("_all", "broken", "queue", "rank", "recent", "share", "taken", "unanswered")
+    __slots__ = (
+        "_all",
+        "broken",
+        "hope",
+        "queue",
+        "rank",
+        "recent",
+        "share",
+        "taken",
+        "unanswered",
+    )
 
     def __init__(self, rank: Rank | None = None):
         """Begin with nothing waiting, and nothing missed."""
@@ -63,6 +82,7 @@ class Line:
         self.taken = 0  # out of the queue and not answered: older ones
         self._all = self.recent = (1 << self.rank.firm[1]) - 1  # a bit an answer: refined or not
         self.share = 1.0  # running share of refined answers
+        self.hope = 1.0  # share of the model's newest estimates that came in time
         self.broken = 0  # answers after which of the k newest fewer than m were refined
 
     def answered(self, refined: bool) -> None:
@@ -74,6 +94,14 @@ class Line:
         self.share += RECENT * (refined - self.share)
         self.recent = (self.recent << 1 | refined) & self._all
         self.broken += self.recent.bit_count() < self.rank.firm[0]
+
+    def estimated(self, in_time: bool) -> None:
+        """Take note of an estimate of the model's, wanted or not."""
+        self.hope += HOPE_RATE * (in_time - self.hope)
+
+    def hopeful(self) -> bool:
+        """Whether its samples are to wait for the model; where something is promised, always."""
+        return self.hope >= HOPE or self.rank.special
 
     def pressed(self) -> bool:
         """Whether its promise breaks if none of those that wait is refined."""
@@ -193,5 +221,6 @@ def _urgency(line: Line) -> tuple[bool, float]:
 
 def _need(line: Line) -> tuple[bool, bool, bool, float]:
     """Who goes first when there is not."""
-    rank = line.rank
-    return not line.unanswered, not rank.critical, not line.pressed(), line.share / rank.weight
+    rank, effort = line.rank, len(line.queue)
+    wanted = effort * line.share / rank.weight
+    return not line.unanswered, not rank.critical, not line.pressed(), wanted

@@ -71,9 +71,8 @@ class Bank:
     controller: Controller
     governor: Governor
     learn_cost: float = 0.0  # [s]
-    backlog: "Backlog[Waiting]" = field(default_factory=Backlog)  # answered or not
+    backlog: "Backlog[Waiting]" = field(default_factory=lambda: Backlog())  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
-    hope: float = 1.0  # share of the model's newest estimates that came in time
 
     def urgency(self) -> float:
         """When the first answer is due [s]; those who only have to catch up come last."""

@@ -26,7 +26,7 @@ class Group(NamedTuple):
     """Samples that wait."""
 
     slack: float = inf  # [s] until the first answer is due
-    count: int = 0  # that have to be taken, with those before them that have their answer
+    size: int = 0  # that have to be taken, with those before them that have their answer
 
 
 class Demand(NamedTuple):
@@ -34,5 +34,5 @@ class Demand(NamedTuple):
 
     critical: Group = Group()
     pressed: Group = Group()
-    room: float = inf  # [s] that a call for others may take: a critical sample may come meanwhile
+    room: float = inf  # [s] that a call for others may take: one of these may come meanwhile
     strained: bool = False  # critical streams had less than the highest level just now

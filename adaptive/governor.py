@@ -42,7 +42,7 @@ NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
 class Decision(NamedTuple):
     """What to do with the head of the queue."""
 
-    level: int  # -1: it will be too late; whatever the model does then, it learns from it
+    level: int  # -1: it will be too late; the model sees so many samples all the same, at level 0
     batch: int  # how many to take from the head of the queue
     sure: bool = True  # else it is a try: it usually is in time, but not as often as is asked for
 
@@ -191,7 +191,7 @@ def decide_among(
     """
     critical, pressed, room, strained = demand
     about, top, most = (settings, ladder, state), len(ladder.log_costs[0]) - 1, None
-    if not critical.count:
+    if not critical.size:
         if not strained and room < slack:
             after, found = decide(*about, room, queue, now)
             if found.level > 0:
@@ -199,15 +199,18 @@ def decide_among(
         most = 0 if strained or room < slack else None
     after, found = decide(*about, slack, queue, now, most)
     whom, whole = EVERYONE, found.level >= 0 and found.sure and found.batch == queue
-    if critical.count and not (whole and found.level == top):
+    if critical.size and not (whole and found.level == top):
         left = critical.slack
-        if pressed.count:
-            left = min(left, pressed.slack - at_most(ladder, state, 0, pressed.count))
-        after, found = decide(*about, left, critical.count, now)
+        if pressed.size:
+            left = min(left, pressed.slack - at_most(ladder, state, 0, pressed.size))
+        after, found = decide(*about, left, critical.size, now)
         whom, whole = CRITICAL, found.level >= 0
-    if pressed.count and not whole:
-        after, found = decide(*about, pressed.slack, pressed.count, now, 0)
+    if pressed.size and not whole:
+        after, found = decide(*about, pressed.slack, pressed.size, now, 0)
         whom = PRESSED
+    if whom == EVERYONE and found.level < 0:
+        fit = [n for n in ladder.buckets if at_most(ladder, state, 0, n) <= room]
+        found = found._replace(batch=min(queue, fit[-1] if fit else 1))
     return after, found, whom
 
 

@@ -24,19 +24,16 @@ from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.governor import Decision
 from adaptive.inbox import Inbox
 from adaptive.outlet import Outlet
-from adaptive.settings import BLOCK, BLOCKS
 from adaptive.sinks import Result, Sink
 from sensors.sample import Sample, Source
 
 LOG = logging.getLogger(__name__)
-# Samples of a bank that wait for the model; of each stream at least so many. Older ones are left
-# out of its memory.
-QUEUE, QUEUE_LEAST = 4096, 64
+# Samples of a bank that wait for the model until it is ready, of each stream at least so many;
+# twice as many afterwards. Older ones are left out of its memory.
+QUEUE, QUEUE_LEAST = 4096, 32
 # Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
 # late, and later on a crowded machine; how late is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
-# The model is waited for while at least so many of its estimates come in time, of the newest ones.
-HOPE, HOPE_RATE = 0.5, 0.02
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
 FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
 
@@ -69,12 +66,9 @@ class Loop:
         self.inbox = Inbox(tracks, self._queue, self._rng)
         self._members = {(id(t.bank), t.number): t for t in tracks.values()}
         self._shortest = min((track.deadline for track in tracks.values()), default=inf)
-        ranks = [track.line.rank for track in tracks.values()]
-        self._ranked = any(rank.critical or rank.firm[0] for rank in ranks)
-        self._critical = min(
-            (track.deadline for track in tracks.values() if track.line.rank.critical), default=inf
-        )
-        self._needed = 0.0  # [s] that a call for critical streams takes at most
+        ranked = [track for track in tracks.values() if track.line.rank.special]
+        self._special = min((track.deadline for track in ranked), default=inf)
+        self._needed = {CRITICAL: 0.0, PRESSED: 0.0}  # [s] that a call for these takes at most
         self._strained = -inf  # [s] until then the others get the cheapest level
         self._wake = asyncio.Event()
         self._reading = 0
@@ -137,16 +131,18 @@ class Loop:
         deadline, due = now + track.deadline, now + self._patience(track.deadline)
         waiting = Waiting(track, sample, origin, now, deadline, due, queued)
         bank.backlog.add(waiting)
-        if (
-            not self.ready.is_set() or bank.hope < HOPE
-        ):  # waiting would be in vain, and makes answers late
+        ready, line = self.ready.is_set(), track.line
+        if not (ready and line.hopeful()):  # to wait would be in vain, and makes answers late
             self._publish_all(track, now)
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         elif not self._timer or due < self._timer.when():
             self._watch()
         self._wake.set()
-        if len(track.line.queue) > max(QUEUE // bank.controller.streams, QUEUE_LEAST):
-            self._publish_all(track, now, bank.backlog.drop(track.line))
+        most = max(QUEUE // bank.controller.streams, QUEUE_LEAST)
+        # With the model at work it cannot keep up: to go on from now is better than to lag on.
+        drop = len(line.queue) - 1 if ready and len(line.queue) > 2 * most else 0
+        for _ in range(drop or (not ready and len(line.queue) > most)):
+            self._publish_all(track, now, bank.backlog.drop(line))
             track.counters.left_out += 1
 
     # --- score ----------------------------------------------------------------------------------
@@ -175,7 +171,7 @@ class Loop:
             # What its time allows is there already; the model sees the sample all the same.
             if whom == EVERYONE and (head := backlog.head()):
                 self._publish(head, None, before)
-            level, batch = 0, BLOCKS * BLOCK
+            level = 0
         bank.taken = backlog.take(batch, whom, short=level == 0)
         call = bank.controller.take(level, [waiting.queued for waiting in bank.taken])
         packed = await self._beside(bank, "run", call.level, call.block)
@@ -185,7 +181,7 @@ class Loop:
         for waiting, estimate in zip(bank.taken, estimates, strict=True):
             waiting.track.loss = estimate.loss
             if waiting.arrival >= self._since:  # nobody hoped for those before
-                bank.hope += HOPE_RATE * ((after <= waiting.due) - bank.hope)
+                waiting.line.estimated(after <= waiting.due)
             self._publish(waiting, estimate, after)
         bank.taken = []
 
@@ -195,16 +191,19 @@ class Loop:
         head = backlog.head()
         # A sample of another stream may come during the call and have to wait for its end.
         slack = min(head.due - now if head else inf, self._patience(self._shortest))
-        if not self._ranked:
+        if self._special == inf:
             return governor.decide(slack, len(backlog), now), EVERYONE
-        critical, pressed = (backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
-        room, top = self._patience(self._critical) - self._needed, len(bank.controller.levels) - 1
-        demand = Demand(critical, pressed, room, now < self._strained)
+        groups, top = {}, len(bank.controller.levels) - 1
+        for whom, level in ((CRITICAL, top), (PRESSED, 0)):
+            groups[whom] = backlog.group(whom, now)
+            if groups[whom].size:
+                self._needed[whom] = governor.predict(level, groups[whom].size)[1]
+        room = self._patience(self._special) - max(self._needed.values())
+        demand = Demand(*groups.values(), room, now < self._strained)
         decision, whom = governor.decide_among(slack, len(backlog), now, demand)
-        if critical.count:
+        if demand.critical.size:
             relief = 1e-3 * governor.settings.recover_ms
             self._strained = now + relief if decision.level < top else -inf
-            self._needed = governor.predict(top, critical.count)[1]
         return decision, whom
 
     async def _beside(self, bank: Bank, name: str, *args: Any) -> Any:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive.governor import Governor, Mode, Settings, decide
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group
+from adaptive.governor import Governor, Mode, Settings, decide, decide_among
 
 COSTS = [0.8e-3 * 1.6**level for level in range(6)]
 BATCHED = [{b: cost * b**0.6 for b in (1, 2, 4, 8)} for cost in COSTS]
@@ -339,3 +340,74 @@ def test_deadlines_hold_in_simulated_storms_and_quality_stays_above_the_small_le
     missed, levels = simulate(started(), seed, slowdown, **storms)
     assert missed <= 0.005
     assert sum(levels) / len(levels) > 2.5
+
+
+groups = st.builds(Group, st.floats(-1e-3, 0.1), st.integers(1, 12))
+nobody = st.just(Group())
+
+
+def among(governor, slack, queue, now, demand):
+    about = governor.settings, governor.ladder, governor.state, slack, queue, now
+    return decide_among(*about, demand)
+
+
+@given(completions, st.floats(-1e-3, 0.1), st.integers(1, 40))
+def test_where_all_are_equal_nothing_is_decided_otherwise(before, slack, queue):
+    governor = started()
+    now = live(governor, before)
+    plain = decide(governor.settings, governor.ladder, governor.state, slack, queue, now)
+    assert among(governor, slack, queue, now, Demand()) == (*plain, EVERYONE)
+
+
+@given(
+    completions, st.floats(-1e-3, 0.1), st.integers(12, 40), groups | nobody, groups | nobody,
+    st.floats(-1e-3, 0.1), st.booleans(),
+)  # fmt: skip
+def test_others_get_the_cheapest_level_at_most_while_critical_streams_have_less_than_the_highest(
+    before, slack, queue, critical, pressed, room, strained
+):
+    governor = started()
+    now, top = live(governor, before), len(governor.ladder.log_costs[0]) - 1
+    demand = Demand(critical, pressed, room, strained)
+    _, decision, whom = among(governor, slack, queue, now, demand)
+    level, batch, sure = decision
+    if critical.size and whom == EVERYONE:
+        assert (level, batch, sure) == (top, queue, True)
+    if not critical.size and strained:
+        assert level <= 0
+    if whom == PRESSED:
+        assert pressed.size
+        assert level <= 0
+        assert batch <= pressed.size
+    if whom == CRITICAL:
+        assert batch <= critical.size
+    if not critical.size and level > 0 and room < slack:
+        # It leaves the room that was asked for.
+        assert governor.predict(level, batch)[1] <= room - governor.ladder.guard + 1e-12
+
+
+@given(completions, st.integers(1, 12), groups | nobody, st.floats(0, 0.1), st.floats(0, 0.05))
+def test_more_slack_never_means_a_lower_level_for_critical_streams(
+    before, size, pressed, one, more
+):
+    governor = started()
+    now, levels = live(governor, before), []
+    for slack in (one, one + more):
+        demand = Demand(Group(slack, size), pressed, strained=True)
+        # The others have no time: it is not about them.
+        _, decision, whom = among(governor, 0.0, 40, now, demand)
+        levels.append(decision.level if whom == CRITICAL else -1)
+    assert levels[0] <= levels[1]
+
+
+@given(completions, groups, st.floats(0.0, 0.1))
+def test_a_promise_is_kept_before_critical_streams_get_more_than_the_cheapest(
+    before, pressed, slack
+):
+    governor = started()
+    now = live(governor, before)
+    demand = Demand(Group(slack, 4), pressed)
+    _, decision, whom = among(governor, 0.0, 40, now, demand)
+    if whom == CRITICAL and decision.sure and decision.level > 0:
+        spent = governor.predict(decision.level, decision.batch)[1]
+        assert spent + governor.predict(0, pressed.size)[1] <= pressed.slack + 1e-12

@@ -11,6 +11,7 @@ import pytest
 
 from adaptive import loop as loop_module
 from adaptive import outlet as outlet_module
+from adaptive.backlog import Line, Rank
 from adaptive.bank import Bank, Track
 from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate, Queued
 from adaptive.feedback import Pending
@@ -200,6 +201,7 @@ def build(
     deadlines=(DEADLINE,),
     chain=(),
     prepare=None,
+    ranks=(),
 ):
     controller = controller or FakeController(len(streams))
     governor = governor or Governor(Settings())
@@ -210,8 +212,9 @@ def build(
     deadlines = deadlines * len(streams) if len(deadlines) == 1 else deadlines
     for n, (stream, deadline) in enumerate(zip(streams, deadlines, strict=True)):
         tracks[stream.name] = Track(
-            stream, bank, n, deadline, links, links.init(stream), Pending(512), stream
-        )
+            stream, bank, n, deadline, links, links.init(stream), Pending(512), stream,
+            line=Line(ranks[n] if ranks else None),
+        )  # fmt: skip
     return Net(sources, tracks, [bank], sinks, random.Random(0), prepare)
 
 
@@ -430,11 +433,11 @@ def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_tim
 
     net, _ = run(virtual_time, [Burst((STREAM,), samples(100))], [sink], controller=controller)
     assert [result.sample.sequence for result in sink] == list(range(100))
-    # All but the eight that the model had when the queue ran over, whose answers could not be
-    # waited for either: those of a stream keep their order. The newest eight are refined.
-    assert net.tracks["ecg"].counters.left_out == 84
-    assert net.tracks["ecg"].counters.mandatory == 92
-    assert [result.level == "mandatory" for result in sink] == [True] * 92 + [False] * 8
+    # Each time that sixteen wait and one more comes, they are given up; those that the model had
+    # then could not be waited for either, since answers of a stream keep their order.
+    assert net.tracks["ecg"].counters.left_out == 5 * 16
+    assert net.tracks["ecg"].counters.mandatory == 88
+    assert [result.level == "mandatory" for result in sink] == [True] * 88 + [False] * 12
 
 
 @pytest.mark.slow
@@ -450,6 +453,42 @@ def test_the_earliest_deadline_in_a_bank_goes_first(virtual_time):
     assert net.tracks["ecg"].counters.missed == 0
     assert net.tracks["flow"].counters.missed == 0
     assert net.tracks["ecg"].counters.full > 250
+
+
+def many(count):
+    """Streams whose samples come at the same moments."""
+    return tuple(Stream(f"s{n}", ("a", "b"), ("", "")) for n in range(count))
+
+
+def test_a_critical_stream_is_not_degraded_by_another(virtual_time):
+    # The highest level has room for one of them, not for both.
+    sink, controller, streams = HeldSink(), FakeController(2), many(2)
+    controller.times = 1.12
+    sources = [ListSource((s,), samples(200, s.name), 0.02) for s in streams]
+    net, _ = run(
+        virtual_time, sources, [sink],
+        streams=streams, controller=controller, ranks=(Rank(), Rank(critical=True)),
+    )  # fmt: skip
+    plain, critical = (net.tracks[s.name].counters for s in streams)
+    assert critical.levels == {2: 200}
+    assert set(plain.levels) <= {0, 1}
+    assert plain.levels[0] > 150
+    assert plain.missed == critical.missed == 0
+
+
+@pytest.mark.parametrize("firm", [(1, 1), (1, 3), (2, 3)])
+def test_in_an_overload_a_promise_is_kept(virtual_time, firm):
+    # All streams together need one and a half times what there is.
+    sink, controller, streams = HeldSink(), FakeController(64), many(64)
+    controller.times = 1.8
+    sources = [ListSource((s,), samples(400, s.name), 0.01) for s in streams]
+    ranks = [Rank(firm=firm) if n == 5 else Rank() for n in range(64)]
+    net, _ = run(virtual_time, sources, [sink], streams=streams, controller=controller, ranks=ranks)
+    lines = [net.tracks[s.name].line for s in streams]
+    assert lines[5].broken == 0
+    # Nor do the others all lag for ever, which none of them could keep up with.
+    others = sum(t.counters.full for t in net.tracks.values()) - net.tracks["s5"].counters.full
+    assert others > 0.1 * 63 * 400
 
 
 def test_a_sample_that_comes_during_a_learning_step_is_answered_in_time(virtual_time):
