@@ -199,7 +199,7 @@ class Loop:
             if groups[whom].size:
                 self._needed[whom] = governor.predict(level, groups[whom].size)[1]
         room = self._patience(self._special) - max(self._needed.values())
-        demand = Demand(*groups.values(), room, now < self._strained)
+        demand = Demand(groups[CRITICAL], groups[PRESSED], room, now < self._strained)
         decision, whom = governor.decide_among(slack, len(backlog), now, demand)
         if demand.critical.size:
             relief = 1e-3 * governor.settings.recover_ms
