@@ -32,19 +32,19 @@ from adaptive.scenarios import SCENARIOS, SITES, World, world
 from adaptive.simulation import Outcome, Policy, Profile, simulate
 from adaptive.slowdown import CORRECTION, Tail
 
-# What `Engine.costs` measured for a bank of 512 streams of one channel on two shared cores [us],
-# from the cheapest level to the full one, and what a gradient step takes.
+# What `isolation.Remote.rehearse` measured for a bank of 512 streams of one channel on two shared
+# cores [us], from the cheapest level to the full one, and what a gradient step takes.
 PROFILE = Profile(
     (1, 2, 4, 8, 16, 32, 64, 128),
     tuple(
         tuple(1e-6 * cost for cost in row)
         for row in (
-            (57, 64, 81, 112, 175, 327, 613, 1227),
-            (82, 98, 127, 187, 320, 600, 1163, 2334),
-            (94, 123, 174, 282, 507, 967, 1942, 3864),
+            (286, 327, 361, 441, 616, 890, 1631, 2960),
+            (337, 395, 480, 638, 885, 1475, 2690, 4940),
+            (350, 421, 508, 757, 1225, 1910, 3290, 6140),
         )
     ),
-    0.4e-3,
+    0.45e-3,
 )
 # Of the mandatory answer, and of the levels: VUS-PR of anomaly scores, mean over seven groups of
 # recordings: `tests/benchmarks/quality.py DATA --save OUT --only anomaly --level NAME`.

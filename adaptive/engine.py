@@ -41,6 +41,7 @@ class Engine:
         objective = s.objective if s.learn_every_samples else None
         self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective, params)
         self.numbers, self.learned, self.store = self.programs.start(params)
+        self._copies: Any = None  # of all streams, while calls are rehearsed
 
     @property
     def params(self) -> model.Params:
@@ -105,6 +106,21 @@ class Engine:
             packed.append(np.asarray(out))
         rows = packed[0] if len(packed) == 1 else np.concatenate(packed)
         return rows[: np.count_nonzero(block[:, 0] >= 0)]
+
+    def rehearse(
+        self, level: int, block: Float[np.ndarray, "rows inputs"]
+    ) -> Float[np.ndarray, "samples outputs"]:
+        """As `run`, on copies that are kept until `rehearsed`: nothing is learned from it."""
+        real = self.store
+        self.store = programs.copied(real) if self._copies is None else self._copies
+        try:
+            return self.run(level, block)
+        finally:
+            self._copies, self.store = self.store, real
+
+    def rehearsed(self) -> None:
+        """Let go of the copies."""
+        self._copies = None
 
     def learn(self, stream: int) -> bool:
         """Take one gradient step on the matured feedback of a stream, or prepare one.

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from adaptive import rehearsal
 from adaptive.frames import decode, encode
-from adaptive.settings import Model
+from adaptive.settings import Model, empty_block
 
 SILENT = 300.0  # [s] without a word, also while it compiles: then it hangs
 ENDING = 10.0  # [s] from the end of its socket to its own
@@ -174,6 +175,7 @@ class Remote:
         self.process, self.number = process, process.engines
         process.engines += 1
         self._wanted = streams, channels, asdict(settings)
+        self._levels = len(settings.ladder())
         self._state: dict[str, np.ndarray] | None = None  # to be taken up when it is made
         self._outputs: dict[str, tuple[int, ...]] = {}
 
@@ -186,7 +188,8 @@ class Remote:
             step: Called with the name of each program when it is ready.
 
         Returns:
-            What `Engine.costs` and `Engine.learn_cost` return.
+            For each level the usual cost [s] of a call from here, by its samples, and what
+            `Engine.learn_cost` returns.
 
         Raises:
             Lost: The process is gone.
@@ -199,7 +202,25 @@ class Remote:
             self._state = None
         await self.process.ask_beside(self.number, "warm_up", (None,), step)
         await self.beside("freeze")
-        return await self.beside("costs"), await self.beside("learn_cost")
+        return await self.rehearse(), await self.beside("learn_cost")
+
+    async def rehearse(self, pause: float = rehearsal.PAUSE) -> list[dict[int, float]]:
+        """Measure what calls cost from here, on copies: with all that is on the way [s].
+
+        Args:
+            pause: Before each call [s].
+        """
+        clock, laps = asyncio.get_running_loop().time, rehearsal.Laps()
+        streams, channels, _ = self._wanted
+        for level in range(self._levels):  # the copies are made, and each program has run once
+            await self.beside("rehearse", level, empty_block(channels))
+        for level, size, block in rehearsal.calls(self._levels, streams, channels):
+            await asyncio.sleep(pause)
+            begin = clock()
+            await self.beside("rehearse", level, block)
+            laps.add(level, size, clock() - begin)
+        await self.beside("rehearsed")
+        return laps.costs()
 
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """As `Engine.outputs`, once it is made."""

@@ -14,13 +14,12 @@ from jax import lax
 from jax.stages import Compiled
 from jaxtyping import Array, Float
 
-from adaptive import analogues, executables, learner, model, ranks, runtime
+from adaptive import analogues, executables, learner, model, ranks, rehearsal, runtime
 from adaptive.explain import Effects, effects
-from adaptive.settings import BLOCK, BLOCKS, EXPERTS, KINDS, Level, Shape, empty_block
+from adaptive.settings import BLOCK, EXPERTS, KINDS, Level, Shape, empty_block
 from adaptive.store import Layout
 from adaptive.surprise import USUAL
 
-SIZES = 1, 2, 4, 8, 16, BLOCK, 2 * BLOCK, BLOCKS * BLOCK  # of batches whose cost is measured
 # What a call gives of `model.Output`, behind the surprise that is made of the rest.
 FIELDS = "forecast", "spread", "lag", "weight", "channel", "expert", "gain", "loss"
 
@@ -257,28 +256,21 @@ class Programs:
         """An empty input of `run`."""
         return empty_block(self.shape.channels)
 
-    def costs(self, numbers: Any, store: Any, repeats: int = 20) -> list[dict[int, float]]:
+    def costs(self, numbers: Any, store: Any) -> list[dict[int, float]]:
         """Measure what each level costs, on copies, so that nothing is learned from it.
 
         Returns:
-            For each level the median cost [s] of a call with so many samples.
+            For each level the usual cost [s] of a call with so many samples.
         """
-        block, costs = self.no_block(), []
-        store = copied(store)
-        for i in range(len(self.levels)):
-            cost = {}
-            for size in SIZES:
-                block[:size, 0], laps = 0.0, []
-                for _ in range(repeats if size < BLOCK else 3):
-                    begin = time.perf_counter()
-                    for _ in range(-(-size // BLOCK)):
-                        store, out = self.run[i](numbers, store, block)
-                        np.asarray(out)
-                    laps.append(time.perf_counter() - begin)
-                cost[size] = float(np.median(laps))
-            block[:, 0] = -1.0
-            costs.append(cost)
-        return costs
+        store, laps = copied(store), rehearsal.Laps()
+        streams, channels = self.form[2], self.shape.channels
+        for level, size, block in rehearsal.calls(len(self.levels), streams, channels):
+            begin = time.perf_counter()
+            for start in range(0, len(block), BLOCK):
+                store, out = self.run[level](numbers, store, block[start : start + BLOCK])
+                np.asarray(out)
+            laps.add(level, size, time.perf_counter() - begin)
+        return laps.costs()
 
     def learn_cost(self, numbers: Any, learned: Any, store: Any, repeats: int = 5) -> float:
         """Measure what a gradient step costs [s], on copies; 0 if none are taken."""

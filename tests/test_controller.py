@@ -6,7 +6,7 @@ import pytest
 
 from adaptive.controller import MANDATORY, Controller
 from adaptive.engine import Engine
-from adaptive.programs import SIZES
+from adaptive.rehearsal import SIZES
 from adaptive.settings import BLOCK, LADDER, Level, Model
 
 # As in test_model.py, so that the programs are compiled once.

@@ -11,7 +11,7 @@ from adaptive import isolation
 from adaptive.engine import Engine
 from adaptive.frames import decode, encode
 from adaptive.isolation import Lost, Process, Remote
-from adaptive.programs import SIZES
+from adaptive.rehearsal import SIZES
 from adaptive.settings import Level, Model
 
 # As in test_model.py, so that the programs are on disk already.
