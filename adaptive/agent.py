@@ -22,6 +22,7 @@ from adaptive.feedback import Pending
 from adaptive.governor import Governor
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
+from adaptive.snapshot import Snapshot, filled
 from adaptive.telemetry import Counters
 from sensors.driver import driver
 
@@ -148,9 +149,14 @@ class Agent:
     async def _save_regularly(self, path: Path) -> None:
         while True:
             await asyncio.sleep(self.config.agent.checkpoint_every_s)
-            async with self.loop.model:  # it is not moving
-                state = self.snapshot()
-            await asyncio.to_thread(self._save, path, *state)
+            await self.loop.ready.wait()
+            taken = Snapshot(self.banks, self.tracks)
+            await taken.take_beside(self.loop.model, self._busy)
+            await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
+
+    def _busy(self) -> bool:
+        """Whether a sample waits for its model."""
+        return any(bank.queue or bank.taken for bank in self.banks)
 
     def _save(self, path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         with self._saving:
@@ -173,22 +179,9 @@ class Agent:
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All state, as named arrays and plain numbers."""
-        arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {"banks": [], "tracks": {}}
-        for b, bank in enumerate(self.banks):
-            own, plain = bank.controller.snapshot()
-            arrays |= {f"bank.{b}.{name}": array for name, array in own.items()}
-            header["banks"].append({"controller": plain, "governor": bank.governor.snapshot()})
-        for t, (name, track) in enumerate(self.tracks.items()):
-            own = {f"pending.{key}": array for key, array in track.pending.snapshot().items()}
-            own |= {f"state.{key}": value for key, value in leaves(track.state)}
-            arrays |= {f"track.{t}.{key}": np.asarray(array) for key, array in own.items()}
-            header["tracks"][name] = {
-                "counters": track.counters.snapshot(),
-                "latency": track.latency.snapshot(),
-                "newest": track.newest if np.isfinite(track.newest) else None,
-            }
-        return arrays, header
+        taken = Snapshot(self.banks, self.tracks)
+        taken.take()
+        return taken.arrays, taken.header
 
     def _restore(self, path: Path) -> None:
         try:
@@ -252,20 +245,3 @@ def assemble(config: Config, process: Process | None) -> tuple[list[Bank], dict[
                 line=Line(feed.rank),
             )
     return banks, tracks
-
-
-def leaves(tree: Any, path: str = "") -> list[tuple[str, np.ndarray]]:
-    """The arrays and numbers of nested tuples, by their place."""
-    if isinstance(tree, tuple):
-        return [leaf for i, part in enumerate(tree) for leaf in leaves(part, f"{path}/{i}")]
-    return [] if tree is None else [(path, np.asarray(tree))]
-
-
-def filled(tree: Any, values: dict[str, np.ndarray], path: str = "") -> Any:
-    """The same nested tuples with other arrays and numbers in them."""
-    if isinstance(tree, tuple):
-        parts = [filled(part, values, f"{path}/{i}") for i, part in enumerate(tree)]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if tree is None or path not in values:
-        return tree
-    return values[path] if isinstance(tree, np.ndarray) else values[path].item()

@@ -1,8 +1,10 @@
 """State on disk: one file of arrays and a JSON header, whole or not there at all.
 
-Arrays are stored by safetensors, the header in its metadata, with a checksum over both. A new
-checkpoint is written aside, brought to the disk, and renamed, so that a power cut or `kill -9` at
-any moment leaves a whole one; the one before is kept as `NAME.previous`. Nothing is pickled.
+Arrays are stored in the format of safetensors, the header in its metadata, with a checksum over
+both. A new checkpoint is written aside, brought to the disk, and renamed, so that a power cut or
+`kill -9` at any moment leaves a whole one; the one before is kept as `NAME.previous`. Nothing is
+pickled. Saving in a thread keeps no other waiting: arrays are not copied, and whatever takes long
+is done without the interpreter.
 """
 
 import contextlib
@@ -11,16 +13,21 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode
-from safetensors.numpy import save as encode
 
 VERSION = 11  # of the format of the file
+DEEP = 6  # levels of the header that are encoded one by one
+TYPES = {  # of arrays in NumPy and in safetensors
+    "b1": "BOOL",
+    **{f"{kind.lower()}{bits // 8}": f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)},
+    **{f"f{bits // 8}": f"F{bits}" for bits in (16, 32, 64)},
+}
 LOG = logging.getLogger(__name__)
 
 
@@ -59,15 +66,15 @@ def save(
     """
     try:
         plain = {name: _plain(array) for name, array in arrays.items()}
-        text = json.dumps(header, allow_nan=False)
+        text = _text(header, DEEP)
         metadata = {
             "version": str(VERSION),
             "fingerprint": fingerprint,
             "header": text,
             "checksum": _checksum(plain, text),
         }
-        blob = encode(plain, metadata)
-    except (TypeError, ValueError, KeyError, SafetensorError) as error:
+        head, order = _head(plain, metadata)
+    except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             "content",
             f"{path}: arrays must be of bools, integers or floats and the header what JSON can "
@@ -75,7 +82,7 @@ def save(
         ) from error
     partial = path.with_name(path.name + ".partial")
     try:
-        _write(partial, blob)
+        _write(partial, (head, *(_bytes(plain[name]) for name in order)))
         if _whole(path):
             _keep(path)
         os.replace(partial, path)
@@ -131,7 +138,7 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
-        _write(trial, b"")
+        _write(trial, ())
         trial.unlink()
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -157,15 +164,54 @@ def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        digest.update(array.tobytes())
+        digest.update(_bytes(array))
     return digest.hexdigest()
 
 
-def _write(path: Path, blob: bytes) -> None:
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array, not copied: `tobytes` holds the interpreter while it copies."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _text(value: Any, depth: int) -> str:
+    """As `json.dumps`, in small parts: in one it keeps the interpreter until it is done."""
+    if depth and isinstance(value, Mapping):
+        parts = (f"{json.dumps(str(key))}: {_text(one, depth - 1)}" for key, one in value.items())
+        return "{" + ", ".join(parts) + "}"
+    if depth and isinstance(value, list | tuple):
+        return "[" + ", ".join(_text(one, depth - 1) for one in value) + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def _head(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """What stands before the arrays in a file of safetensors, and the order in which they follow.
+
+    Raises:
+        KeyError: An array is of a type that cannot be stored.
+    """
+    # The widest first, so that each begins where its type may.
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    about: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        array = arrays[name]
+        start, end = end, end + array.nbytes
+        about[name] = {
+            "dtype": TYPES[array.dtype.str[1:]],
+            "shape": array.shape,
+            "data_offsets": (start, end),
+        }
+    text = _text(about, 1).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a file and bring it to the disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
-        file.write(blob)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 

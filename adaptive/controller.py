@@ -317,21 +317,25 @@ class Controller:
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict]:
         """All state, as named arrays and plain numbers."""
-        arrays = self.engine.arrays()
-        plain = []
-        for i, member in enumerate(self.members):
-            for kind in KEPT:
-                for name, array in getattr(member, kind).snapshot().items():
-                    arrays[f"member.{i}.{kind}.{name}"] = np.array(array)
-            arrays[f"member.{i}.ahead"] = np.array(member.ahead)
-            plain.append(
-                {
-                    "count": member.mandatory.count,
-                    "rank": member.rank.snapshot(),
-                    "calibration": member.calibration.snapshot(),
-                }
-            )
+        arrays, plain = self.engine.arrays(), []
+        for stream in range(self.streams):
+            own, said = self.kept(stream)
+            arrays |= own
+            plain.append(said)
         return arrays, {"members": plain, "due": list(self.due)}
+
+    def kept(self, stream: int) -> tuple[dict[str, np.ndarray], dict]:
+        """What there is of one stream outside of the engine, as copies."""
+        member, arrays = self.members[stream], {}
+        for kind in KEPT:
+            for name, array in getattr(member, kind).snapshot().items():
+                arrays[f"member.{stream}.{kind}.{name}"] = np.array(array)
+        arrays[f"member.{stream}.ahead"] = np.array(member.ahead)
+        return arrays, {
+            "count": member.mandatory.count,
+            "rank": member.rank.snapshot(),
+            "calibration": member.calibration.snapshot(),
+        }
 
     def restore(self, arrays: dict[str, np.ndarray], header: dict) -> None:
         """Take up where `snapshot` was made; samples that were queued then are not in it."""

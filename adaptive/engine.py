@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.stages import Lowered
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from adaptive import model, programs, runtime
 from adaptive.explain import Effects
@@ -42,6 +42,7 @@ class Engine:
         self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective, params)
         self.numbers, self.learned, self.store = self.programs.start(params)
         self._copies: Any = None  # of all streams, while calls are rehearsed
+        self._kept: dict[str, np.ndarray] = {}
 
     @property
     def params(self) -> model.Params:
@@ -148,6 +149,28 @@ class Engine:
         """All state, by name; it does not change."""
         leaves = jax.tree_util.tree_leaves_with_path(self._trees())
         return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+    def keep(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Copy all state, to be handed out by `piece` while the model goes on.
+
+        Returns:
+            Of each array its type and shape, by name.
+        """
+        self._kept = self.arrays()
+        return {name: (array.dtype.str, array.shape) for name, array in self._kept.items()}
+
+    def piece(self, name: str, start: int, size: int) -> UInt8[np.ndarray, " bytes"]:
+        """Some bytes of an array of the last copy; with its last ones the array goes.
+
+        Args:
+            name: Of the array.
+            start: Of the first byte.
+            size: How many bytes at most.
+        """
+        content = np.ascontiguousarray(self._kept[name]).reshape(-1).view(np.uint8)
+        if start + size >= len(content):
+            del self._kept[name]
+        return content[start : start + size]
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Take up the state that `arrays` gave."""

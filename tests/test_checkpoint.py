@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from adaptive import checkpoint
@@ -58,6 +60,22 @@ def test_odd_floats_and_other_layouts_and_the_header_come_back(tmp_path):
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)
     assert np.signbit(back["odd"][2])
+
+
+def test_a_file_is_one_of_safetensors(tmp_path):
+    kinds = ["float16", "float32", "float64", "bool", "uint16", "int8", "int16", "int64"]
+    arrays = {f"{n} {kind}": np.full(n, 2).astype(kind) for n, kind in enumerate(kinds)}
+    header = {"deep": [{"er": {"one": "ä"}}, [], {}], "n": None}
+    save(tmp_path / "c", arrays, header, "f")
+    ours = (tmp_path / "c").read_bytes()
+    length = int.from_bytes(ours[:8], "little")
+    metadata = json.loads(ours[8 : 8 + length])["__metadata__"]
+    assert length % 8 == 0
+    assert metadata["header"] == json.dumps(header)
+    found = decode(ours)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_a_checkpoint_without_arrays_is_one(tmp_path):

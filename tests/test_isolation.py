@@ -91,6 +91,14 @@ def test_an_engine_in_another_process_does_what_one_here_does(process):
     assert one.keys() == other.keys()
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name])
+    assert asyncio.run(there.beside("keep")).keys() == one.keys()
+    for name, array in one.items():
+        content = array.tobytes()
+        got = b"".join(
+            asyncio.run(there.beside("piece", name, start, 5000)).tobytes()
+            for start in range(0, len(content), 5000)
+        )
+        assert got == content
     again = Remote(process, 1, CHANNELS, SETTINGS)
     again.load(one)
     asyncio.run(again.prepare())
