@@ -17,7 +17,7 @@ from adaptive import checkpoint
 from adaptive.backlog import Line
 from adaptive.bank import Bank, Track
 from adaptive.config import Config, ConfigError
-from adaptive.controller import Controller
+from adaptive.controller import Controller, engine_arrays
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
 from adaptive.isolation import Lost, Process, Remote
@@ -94,13 +94,37 @@ class Agent:
     # --- getting ready --------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        """Have the models made in their process, while everything else goes on."""
-        started = asyncio.get_running_loop().time()
+        """Have the models made in their process, while everything else goes on.
+
+        When that was done before, the process is started anew: what they had learned is taken from
+        the last checkpoint.
+        """
+        started, again = asyncio.get_running_loop().time(), self._done == self._steps
+        if again and self.process:
+            self.process.restart()
+            await asyncio.to_thread(self._take_up)
         for number, bank in enumerate(self.banks):
             if isinstance(engine := bank.controller.engine, Remote):
-                compiled = functools.partial(self._compiled, bank)
-                self._start(number, *await engine.prepare(compiled))
+                if again:
+                    await engine.revive()
+                else:
+                    compiled = functools.partial(self._compiled, bank)
+                    self._start(number, *await engine.prepare(compiled))
+        if self.process:
+            self.process.patience = self.config.agent.hang_s
         LOG.info("models ready after %.1f s", asyncio.get_running_loop().time() - started)
+
+    def _take_up(self) -> None:
+        """Have the engines take up what the last checkpoint says of them."""
+        try:
+            if not self.path:
+                raise checkpoint.CheckpointError("missing", "agent.checkpoint_path is not set")
+            arrays, _ = checkpoint.load(self.path, self.fingerprint())
+        except checkpoint.CheckpointError as error:
+            LOG.warning("the models begin anew: %s", error)
+            return
+        for number, bank in enumerate(self.banks):
+            bank.controller.engine.load(engine_arrays(under(arrays, f"bank.{number}.")))
 
     def _compiled(self, bank: Bank, name: str) -> None:
         self._did(f"compiled {name} for {bank.controller.channels} channels")
@@ -151,12 +175,16 @@ class Agent:
             await asyncio.sleep(self.config.agent.checkpoint_every_s)
             await self.loop.ready.wait()
             taken = Snapshot(self.banks, self.tracks)
-            await taken.take_beside(self.loop.model, self._busy)
+            try:
+                await taken.take_beside(self.loop.model, self._busy)
+            except Lost as error:  # the loop will see to it
+                LOG.warning("no checkpoint: %s", error)
+                continue
             await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
 
     def _busy(self) -> bool:
         """Whether a sample waits for its model."""
-        return any(bank.queue or bank.taken for bank in self.banks)
+        return any(bank.backlog or bank.taken for bank in self.banks)
 
     def _save(self, path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         with self._saving:
@@ -190,25 +218,24 @@ class Agent:
             if error.reason != "missing":
                 raise
             return
-
-        def under(prefix: str) -> dict[str, np.ndarray]:
-            return {
-                key.removeprefix(prefix): array
-                for key, array in arrays.items()
-                if key.startswith(prefix)
-            }
-
         for b, (bank, saved) in enumerate(zip(self.banks, header["banks"], strict=True)):
-            bank.controller.restore(under(f"bank.{b}."), saved["controller"])
+            bank.controller.restore(under(arrays, f"bank.{b}."), saved["controller"])
             self._governors.append(saved["governor"])
         for t, (name, track) in enumerate(self.tracks.items()):
             saved = header["tracks"][name]
-            track.pending.restore(under(f"track.{t}.pending."))
-            track.state = filled(track.state, under(f"track.{t}.state."))
+            track.pending.restore(under(arrays, f"track.{t}.pending."))
+            track.state = filled(track.state, under(arrays, f"track.{t}.state."))
             track.counters = Counters.restore(saved["counters"])
             track.latency.restore(saved["latency"])
             track.newest = -np.inf if saved["newest"] is None else saved["newest"]
         LOG.info("went on from %s", path)
+
+
+def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Those arrays whose names begin so, by what follows."""
+    return {
+        key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)
+    }
 
 
 @contextlib.contextmanager

@@ -41,6 +41,9 @@ class AgentSettings:
     """A file for the state; empty: nothing outlives a restart."""
     checkpoint_every_s: float = 60.0
     """Between two checkpoints; there is one more at the end."""
+    hang_s: float = 10.0
+    """A process of models that owes an answer so long hangs; like one that has died it is started
+    anew, from the last checkpoint, while mandatory answers go on."""
     isolation: str = "process"
     """Where models run: in a `process` of their own, so that answers never wait for them; or
     `none`, in the agent's, which saves memory where deadlines are loose."""
@@ -48,7 +51,7 @@ class AgentSettings:
     def __post_init__(self) -> None:
         if self.isolation not in ("process", "none"):
             raise ValueError(f'isolation must be "process" or "none", got {self.isolation!r}')
-        for name in ("deadline_ms", "checkpoint_every_s"):
+        for name in ("deadline_ms", "checkpoint_every_s", "hang_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 

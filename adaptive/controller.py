@@ -339,7 +339,7 @@ class Controller:
 
     def restore(self, arrays: dict[str, np.ndarray], header: dict) -> None:
         """Take up where `snapshot` was made; samples that were queued then are not in it."""
-        self.engine.load({k: a for k, a in arrays.items() if not k.startswith("member.")})
+        self.engine.load(engine_arrays(arrays))
         for i, (member, saved) in enumerate(zip(self.members, header["members"], strict=True)):
 
             def of(kind: str, start: str = f"member.{i}.") -> dict[str, np.ndarray]:
@@ -353,3 +353,8 @@ class Controller:
             member.rank.restore(saved["rank"])
             member.calibration.restore(saved["calibration"])
         self.due = list(header["due"])
+
+
+def engine_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What of a snapshot is the engine's."""
+    return {name: array for name, array in arrays.items() if not name.startswith("member.")}

@@ -7,6 +7,7 @@ answers came in time, called in place 94 %, from a process of its own 97 to 99 %
 """
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -23,7 +24,9 @@ from adaptive import rehearsal
 from adaptive.frames import decode, encode
 from adaptive.settings import Model, empty_block
 
+LOG = logging.getLogger(__name__)
 SILENT = 300.0  # [s] without a word, also while it compiles: then it hangs
+LOOKS = 4  # at whether it hangs, before it is believed
 ENDING = 10.0  # [s] from the end of its socket to its own
 
 
@@ -32,10 +35,25 @@ class Lost(RuntimeError):
 
 
 class Process:
-    """The process, which ends with this one."""
+    """The process, which ends with this one.
+
+    Attributes:
+        patience: What is asked of it beside the event loop is to be answered so soon, or it hangs
+            and is killed [s].
+    """
 
     def __init__(self) -> None:
         """Start it; it imports JAX, which takes a second."""
+        self.engines = 0
+        self.patience = SILENT
+        # In the order of their answers; and who hears of their steps.
+        self._asked: deque[tuple[asyncio.Future, Callable[[str], None]]] = deque()
+        self._listens: asyncio.AbstractEventLoop | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._silent = 0  # looks in a row at which it owed an answer and had said nothing
+        self._spawn()
+
+    def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             # Without -P a folder named adaptive, where we were started, would stand before ours.
@@ -48,10 +66,13 @@ class Process:
                 env=os.environ | {"PYTHONPATH": paths},
             )
         self.line = Connection(ours.detach())
-        self.engines = 0
-        # In the order of their answers; and who hears of their steps.
-        self._asked: deque[tuple[asyncio.Future, Callable[[str], None]]] = deque()
-        self._listens: asyncio.AbstractEventLoop | None = None
+
+    def restart(self) -> None:
+        """Kill it, if it still lives, and start another, which has no engines yet."""
+        self.close(0.0)
+        self._asked.clear()
+        self._listens, self.patience = None, SILENT
+        self._spawn()
 
     def ask(self, number: int, name: str, *args: Any) -> Iterator[str]:
         """Call a method of an engine and wait.
@@ -100,6 +121,7 @@ class Process:
         if self._listens is not loop:
             loop.add_reader(self.line.fileno(), self._answered)
             self._listens = loop
+            self._look()
         self._send(number, name, args)
         asked = loop.create_future()
         self._asked.append((asked, step))
@@ -109,6 +131,8 @@ class Process:
         """End it, and wait for that so long, `ENDING` at most; one that hangs is killed."""
         if self._listens and not self._listens.is_closed():
             self._listens.remove_reader(self.line.fileno())
+        if self._watch:
+            self._watch.cancel()
         self.line.close()
         try:
             self.child.wait(ENDING if patience is None else patience)
@@ -140,9 +164,18 @@ class Process:
             raise RuntimeError(f"in the process of the models:\n{value}")
         return kind, value
 
+    def _look(self) -> None:
+        """Kill it if it hangs; with four looks, lest a pause of our own be taken for one of its."""
+        self._silent = self._silent + 1 if self._asked else 0
+        if self._silent > LOOKS:
+            LOG.error("the process of the models said nothing for %.1f s: killed", self.patience)
+            self.child.kill()
+        elif self._listens:
+            self._watch = self._listens.call_later(self.patience / LOOKS, self._look)
+
     def _answered(self) -> None:
         """Hand on the answer that has come, or one of its steps."""
-        value = problem = None
+        self._silent, value, problem = 0, None, None
         try:
             kind, value = self._receive()
             if kind == "step":
@@ -179,6 +212,24 @@ class Remote:
         self._state: dict[str, np.ndarray] | None = None  # to be taken up when it is made
         self._outputs: dict[str, tuple[int, ...]] = {}
 
+    async def revive(self, step: Callable[[str], None] = lambda name: None) -> None:
+        """Have it made and compiled, once more if its process was started anew.
+
+        Args:
+            step: Called with the name of each program when it is ready.
+
+        Raises:
+            Lost: The process is gone.
+            RuntimeError: Something failed there.
+        """
+        made = await self.beside("make", *self._wanted)
+        self._outputs = {name: tuple(shape) for name, shape in made.items()}
+        if self._state is not None:
+            await self.beside("load", self._state)
+            self._state = None
+        await self.process.ask_beside(self.number, "warm_up", (None,), step)
+        await self.beside("freeze")
+
     async def prepare(
         self, step: Callable[[str], None] = lambda name: None
     ) -> tuple[list[dict[int, float]], float]:
@@ -195,13 +246,7 @@ class Remote:
             Lost: The process is gone.
             RuntimeError: Something failed there.
         """
-        made = await self.beside("make", *self._wanted)
-        self._outputs = {name: tuple(shape) for name, shape in made.items()}
-        if self._state is not None:
-            await self.beside("load", self._state)
-            self._state = None
-        await self.process.ask_beside(self.number, "warm_up", (None,), step)
-        await self.beside("freeze")
+        await self.revive(step)
         return await self.rehearse(), await self.beside("learn_cost")
 
     async def rehearse(self, pause: float = rehearsal.PAUSE) -> list[dict[int, float]]:

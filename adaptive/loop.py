@@ -23,7 +23,7 @@ from adaptive.controller import MANDATORY, Estimate
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.governor import Decision
 from adaptive.inbox import Inbox
-from adaptive.outlet import Outlet
+from adaptive.outlet import RETRY_CAP, Outlet, pause
 from adaptive.sinks import Result, Sink
 from sensors.sample import Sample, Source
 
@@ -76,6 +76,7 @@ class Loop:
         self.prepare, self.ready = prepare, asyncio.Event()
         self.preparing = ""  # what was done last
         self._since = -inf  # [s] when the models were ready
+        self._broken = asyncio.Event()  # their process is gone, or gives no answers
         if not prepare:
             self.ready.set()
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
@@ -95,7 +96,7 @@ class Loop:
                 self._reading = len(self.sources)
                 for source in self.sources:
                     group.create_task(self._ingest(source))
-                preparing = group.create_task(self._get_ready())
+                preparing = group.create_task(self._keep_ready())
                 await self._score()
                 preparing.cancel()
                 for outlet in self.outlets:
@@ -105,14 +106,44 @@ class Loop:
             for outlet in self.outlets:
                 await outlet.close()
 
-    async def _get_ready(self) -> None:
-        """Have the models made; until then every answer is mandatory."""
-        if self.prepare:
-            async with self.model:
-                await self.prepare()
-            self._since = asyncio.get_running_loop().time()
-            self.ready.set()
-            self._wake.set()
+    async def _keep_ready(self) -> None:
+        """Have the models made, and anew when they break; until then every answer is mandatory."""
+        clock, failures = asyncio.get_running_loop().time, 0
+        while self.prepare:
+            try:
+                async with self.model:
+                    await self.prepare()
+            except RuntimeError as error:
+                if self._since == -inf:  # at the first start somebody looks on
+                    raise
+                LOG.error("the models cannot be had back yet: %s", error)
+                failures += 1
+            else:
+                self._since = clock()
+                self.ready.set()
+                self._wake.set()
+                await self._broken.wait()
+                self._broken.clear()
+                failures = failures + 1 if clock() - self._since < RETRY_CAP else 0
+            if failures:
+                await asyncio.sleep(pause(failures, self._rng))
+
+    def _break(self, error: RuntimeError, now: float) -> None:
+        """Answer what waits without the models, and have them made anew.
+
+        Raises:
+            RuntimeError: They are in this process, which cannot be.
+        """
+        if not self.prepare:
+            raise error
+        LOG.error("%s. Until the models are back, answers are mandatory.", error)
+        self.ready.clear()
+        for bank in self.banks:
+            bank.governor.failed("worker", now)
+            for waiting in (*bank.taken, *bank.backlog):
+                self._publish(waiting, None, now)
+            bank.taken = []
+        self._broken.set()
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -174,7 +205,10 @@ class Loop:
             level = 0
         bank.taken = backlog.take(batch, whom, short=level == 0)
         call = bank.controller.take(level, [waiting.queued for waiting in bank.taken])
-        packed = await self._beside(bank, "run", call.level, call.block)
+        try:
+            packed = await self._beside(bank, "run", call.level, call.block)
+        except RuntimeError as error:
+            return self._break(error, clock())
         after = clock()
         estimates = bank.controller.finish(call, packed)
         bank.governor.observe(level, len(estimates), after - before, after)
@@ -298,7 +332,10 @@ class Loop:
         clock = asyncio.get_running_loop().time
         bank, before = track.bank, clock()
         bank.controller.due[track.number] = 0
-        landed = await self._beside(bank, "learn", track.number)
+        try:
+            landed = await self._beside(bank, "learn", track.number)
+        except RuntimeError as error:
+            return self._break(error, clock())
         bank.learn_cost += 0.1 * (clock() - before - bank.learn_cost)
         if landed:
             track.counters.learn_steps += 1

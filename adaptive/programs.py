@@ -200,7 +200,7 @@ class Programs:
     def compile(
         self, numbers: Any, learned: Any, store: Any, levels: Sequence[int] | None, learning: bool
     ) -> Iterator[str]:
-        """Compile, two programs at a time; yield the name of each when it is ready."""
+        """Compile, two programs at a time; yield the names of levels, and of learning."""
         levels = range(len(self.levels)) if levels is None else levels
         jobs: dict[int | str, Callable[[], Compiled]] = {}
 
@@ -231,7 +231,8 @@ class Programs:
             for name, future in compiled.items():
                 if isinstance(name, str):
                     setattr(self, name, future.result())
-                    yield name
+                    if name == "learn":  # the last of those that learning takes
+                        yield name
                 else:
                     self.run[name] = future.result()
                     yield self.levels[name].name

@@ -1,6 +1,8 @@
 import asyncio
 import dataclasses
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -42,7 +44,7 @@ def programs(compiled, monkeypatch):
     monkeypatch.setattr(Engine, "warm_up", warm_up)
 
 
-def signal():
+def some():
     t = np.arange(ROWS) / RATE
     rng = np.random.default_rng(0)
     beats = np.exp(-0.5 * ((t[:, None] * 1.2 + np.array([0.0, 0.02])) % 1.0 - 0.5) ** 2 / 0.003)
@@ -50,7 +52,7 @@ def signal():
 
 
 def recording(folder, rows=slice(None), name="whole"):
-    t, x = signal()
+    t, x = some()
     np.savez(folder / f"{name}.npz", time=t[rows], values=x[rows])
     return folder / f"{name}.npz"
 
@@ -235,6 +237,64 @@ def test_saving_waits_for_a_save_that_is_under_way(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert together == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "saved"), [(signal.SIGKILL, True), (signal.SIGSTOP, False)])
+def test_answers_go_on_when_the_process_of_the_models_dies_or_hangs(tmp_path, caplog, how, saved):
+    agent = Agent(
+        config.parse(
+            {
+                "agent": {
+                    "deadline_ms": 50.0,
+                    "checkpoint_path": str(tmp_path / "state") if saved else "",
+                    "checkpoint_every_s": 0.5,
+                    "hang_s": 0.5,
+                },
+                "model": SMALL,
+                "source": [{"kind": "simulated-ecg", "sampling_rate_hz": 100.0}],
+                "sink": [],
+            },
+            "test",
+        )
+    )
+    (track,), loop = agent.tracks.values(), agent.loop
+    at = dict[str, int]()  # how many had been refined, and answered by the mandatory score
+
+    async def until(condition):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    async def refined(more):
+        had = track.counters.full
+        await until(lambda: track.counters.full >= had + more)
+
+    async def main():
+        running = asyncio.create_task(agent.run())
+        async with asyncio.timeout(120.0):
+            await refined(150)
+            at["missed"] = track.counters.missed
+            os.kill(agent.process.child.pid, how)
+            await until(lambda: not loop.ready.is_set())
+            at["simple"] = track.counters.mandatory
+            assert agent.banks[0].governor.cause == "worker"
+            await refined(100)
+            assert track.counters.mandatory > at["simple"]
+            await asyncio.sleep(1.0)
+            assert agent.banks[0].governor.mode == 0
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    loop.check()
+    assert track.counters.received == track.counters.full + track.counters.mandatory + sum(
+        track.counters.shed.values()
+    )
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("Until the models are back" in line for line in said) == 1
+    assert any("begin anew" in line for line in said) == (not saved)
+    assert track.counters.missed == at["missed"] or os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
 TOML = """

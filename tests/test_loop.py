@@ -16,6 +16,7 @@ from adaptive.bank import Bank, Track
 from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate, Queued
 from adaptive.feedback import Pending
 from adaptive.governor import Decision, Governor, Settings
+from adaptive.isolation import Lost
 from adaptive.loop import Loop
 from adaptive.settings import Level, empty_block
 from adaptive.sinks import ListSink
@@ -453,6 +454,51 @@ def test_the_earliest_deadline_in_a_bank_goes_first(virtual_time):
     assert net.tracks["ecg"].counters.missed == 0
     assert net.tracks["flow"].counters.missed == 0
     assert net.tracks["ecg"].counters.full > 250
+
+
+@pytest.mark.parametrize("what", ["run", "learn"])
+def test_models_that_break_are_made_anew_while_mandatory_answers_go_on(virtual_time, what):
+    class Breaking(FakeController):
+        left = 3
+
+        async def beside(self, name, *args):
+            if self.left and name == what and self.now() > 2.5 * (4 - self.left):
+                self.left -= 1
+                await asyncio.sleep(0.002)
+                raise Lost("it died")
+            return await super().beside(name, *args)
+
+    made = []
+
+    async def prepare():
+        await asyncio.sleep(0.4)
+        made.append(asyncio.get_running_loop().time())
+        if len(made) == 2:
+            raise RuntimeError("not enough memory")
+
+    sink, controller = HeldSink(), Breaking(learn_every=10)
+    source = ListSource((STREAM,), samples(1200), 0.01)
+    net, _ = run(virtual_time, [source], [sink], controller=controller, prepare=prepare)
+    assert len(made) == 5
+    assert controller.left == 0
+    assert [result.sample for result in sink] == list(source.items)
+    counters = net.tracks["ecg"].counters
+    assert counters.missed == 0
+    assert counters.full > 600
+    # Each time it was away for as long as it took, with pauses where it broke soon again.
+    assert 4 * 40 < counters.mandatory < 1200 - 600
+    times = np.array([t - r.arrival for r, t in zip(sink, sink.times, strict=True)])
+    assert times.max() <= DEADLINE
+
+
+def test_a_model_that_breaks_in_this_process_ends_the_loop(virtual_time):
+    class Broken(FakeController):
+        async def beside(self, name, *args):
+            raise RuntimeError("no such program")
+
+    source = ListSource((STREAM,), samples(10), 0.01)
+    with pytest.raises(ExceptionGroup, match="unhandled"):
+        run(virtual_time, [source], [HeldSink()], controller=Broken())
 
 
 def many(count):

@@ -78,7 +78,8 @@ def test_the_state_of_a_bank_stays_where_it_is(banks):
 def test_a_large_bank_gathers_gradients_before_a_step():
     streams = 2 * learner.SHARE + 1
     engine = Engine(streams, CHANNELS, SETTINGS)
-    assert "gather" in list(engine.warm_up([2]))
+    assert list(engine.warm_up([2]))[-1] == "learn"
+    assert engine.programs.gather
     block, rng = engine.programs.no_block(), np.random.default_rng(0)
     block[:, 0], block[:, 1 + CHANNELS :] = np.arange(BLOCK) % 3, 1.0
     for _ in range(12):
