@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from adaptive.config import Config, ConfigError
 from adaptive.controller import Controller
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
+from adaptive.health import Health
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.snapshot import Snapshot, filled
@@ -70,6 +70,7 @@ class Agent:
                 config.sinks,
                 prepare=self._prepare if self.process else None,
             )
+            self.health = Health(self.loop, self.process is not None)
             learns = bool(config.model.learn_every_samples)
             self._steps = sum(len(bank.controller.levels) + learns + 1 for bank in self.banks)
             if self.path:
@@ -120,12 +121,10 @@ class Agent:
 
     async def run(self) -> None:
         """Run until the sources end or this is cancelled; then save."""
-        # What exists now lives for ever: full collections need not look at it again.
-        gc.collect()
-        gc.freeze()
         beside: list[asyncio.Task] = []
         try:
             async with asyncio.TaskGroup() as group:
+                beside.append(group.create_task(self.health.run()))
                 if self.config.connection:
                     beside.append(group.create_task(self.config.connection.run()))
                 if self.path:
@@ -134,7 +133,6 @@ class Agent:
                 for task in beside:
                     task.cancel()
         finally:
-            gc.unfreeze()
             try:
                 if self.path and self.loop.ready.is_set():
                     self._save(self.path, *self.snapshot())
