@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -13,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from adaptive import checkpoint
+from adaptive import checkpoint, processor
 from adaptive.backlog import Line
 from adaptive.bank import Bank, Track
 from adaptive.config import Config, ConfigError
 from adaptive.controller import Controller, engine_arrays
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
+from adaptive.health import Health
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.snapshot import Snapshot, filled
@@ -43,7 +43,7 @@ class Agent:
             progress: Called with what was just done, and how many steps there are in all.
 
         Raises:
-            ConfigError: The checkpoint cannot be used or written.
+            ConfigError: The checkpoint cannot be used or written, or processors are not there.
         """
         self.config, self.path = config, None
         self._saving = threading.Lock()  # a save that is cancelled goes on in its thread
@@ -58,7 +58,14 @@ class Agent:
             self.path = Path(config.agent.checkpoint_path)
             with refused():
                 checkpoint.check_writable(self.path)
-        self.process = Process() if config.agent.isolation == "process" else None
+        for name in ("cpus", "worker_cpus"):
+            try:
+                processor.check(getattr(config.agent, name))
+            except ValueError as error:
+                raise ConfigError(f"agent.{name}: {error}") from error
+        apart = config.agent.isolation == "process"
+        self.process = Process(config.agent.worker_cpus or config.agent.cpus) if apart else None
+        processor.confine(config.agent.cpus)
         self._say = progress or (lambda what, steps: None)
         self._governors: list[dict[str, float]] = []  # as they were, to be restored
         self._steps = self._done = 0  # of getting ready
@@ -71,6 +78,7 @@ class Agent:
                 config.sinks,
                 prepare=self._prepare if self.process else None,
             )
+            self.health = Health(self.loop, self.process is not None)
             learns = bool(config.model.learn_every_samples)
             self._steps = sum(len(bank.controller.levels) + learns + 1 for bank in self.banks)
             if self.path:
@@ -145,12 +153,14 @@ class Agent:
 
     async def run(self) -> None:
         """Run until the sources end or this is cancelled; then save."""
-        # What exists now lives for ever: full collections need not look at it again.
-        gc.collect()
-        gc.freeze()
+        with processor.first(self.config.agent.realtime):
+            await self._run()
+
+    async def _run(self) -> None:
         beside: list[asyncio.Task] = []
         try:
             async with asyncio.TaskGroup() as group:
+                beside.append(group.create_task(self.health.run()))
                 if self.config.connection:
                     beside.append(group.create_task(self.config.connection.run()))
                 if self.path:
@@ -159,7 +169,6 @@ class Agent:
                 for task in beside:
                     task.cancel()
         finally:
-            gc.unfreeze()
             try:
                 if self.path and self.loop.ready.is_set():
                     self._save(self.path, *self.snapshot())

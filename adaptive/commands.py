@@ -29,9 +29,9 @@ def run_agent(args: argparse.Namespace) -> int:
     agent.loop.check()
     # Where answers go to standard output, nothing else may.
     taken = any(getattr(sink, "path", None) == "-" for sink in config.sinks)
-    (ERR if taken else OUT).print(terminal.summary(agent.loop))
+    (ERR if taken else OUT).print(terminal.summary(agent.loop, agent.health))
     if args.summary:
-        write_summary(agent.loop, args.summary)
+        write_summary(agent, args.summary)
     return 0
 
 
@@ -67,8 +67,11 @@ async def end_after(agent: Any, seconds: float, running: asyncio.Task) -> None:
     running.cancel()
 
 
-def write_summary(loop: Any, path: Path) -> None:
-    """Write the counters and latencies of all streams as JSON."""
+def write_summary(agent: Any, path: Path) -> None:
+    """Write the counters and latencies of all streams as JSON, and under `#agent` the agent's own.
+
+    No stream can have that name: MQTT would not have it in a topic.
+    """
     import msgspec
 
     content = {
@@ -77,8 +80,8 @@ def write_summary(loop: Any, path: Path) -> None:
             f"latency_p{q}_ms": 1e3 * track.latency.quantile(float(q) / 100)
             for q in ("50", "99", "99.9")
         }
-        for name, track in loop.tracks.items()
-    }
+        for name, track in agent.loop.tracks.items()
+    } | {"#agent": agent.health.snapshot()}
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
 
 

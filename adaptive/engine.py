@@ -70,6 +70,11 @@ class Engine:
             The name of each program when it is ready.
         """
         yield from self.programs.compile(self.numbers, self.learned, self.store, levels, learning)
+        runtime.settle()
+
+    def compiled(self) -> dict[str, int]:
+        """What this process has compiled after the last `warm_up`, by name: nothing should be."""
+        return runtime.compiled()
 
     def take_programs(self, other: "Engine") -> None:
         """Use what another engine of the same shape has compiled.

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptive import rehearsal
+from adaptive import processor, rehearsal
 from adaptive.frames import decode, encode
 from adaptive.settings import Model, empty_block
 
@@ -42,8 +42,13 @@ class Process:
             and is killed [s].
     """
 
-    def __init__(self) -> None:
-        """Start it; it imports JAX, which takes a second."""
+    def __init__(self, cpus: Sequence[int] = ()) -> None:
+        """Start it; it imports JAX, which takes a second.
+
+        Args:
+            cpus: The processors that it runs on; any if there are none.
+        """
+        self.cpus = cpus
         self.engines = 0
         self.patience = SILENT
         # In the order of their answers; and who hears of their steps.
@@ -59,18 +64,22 @@ class Process:
             # Without -P a folder named adaptive, where we were started, would stand before ours.
             command = [sys.executable, "-P", "-m", "adaptive.worker", str(theirs.fileno())]
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            self.child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": paths},
-            )
+            with processor.confined(self.cpus):  # JAX looks at it when it is imported
+                self.child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | {"PYTHONPATH": paths},
+                )
         self.line = Connection(ours.detach())
 
     def restart(self) -> None:
         """Kill it, if it still lives, and start another, which has no engines yet."""
         self.close(0.0)
-        self._asked.clear()
+        while self._asked:
+            asked, _ = self._asked.popleft()
+            if not asked.done():
+                asked.set_exception(Lost("the process of the models is started anew"))
         self._listens, self.patience = None, SILENT
         self._spawn()
 

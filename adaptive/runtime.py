@@ -1,7 +1,8 @@
-"""How JAX runs here: one thread, inline, and a program as one kernel."""
+"""How JAX runs here: one thread, inline, a program as one kernel, and all compiled at the start."""
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,9 @@ WITHIN_A_KERNEL: CompilerOptions = {
     # Of each sum it makes two, which takes longer for as few numbers as ours.
     "xla_disable_hlo_passes": "tree_reduction_rewriter",
 }
+COMPILED = "/jax/core/compile/backend_compile_duration"  # the event of every compilation
+
+_late: Counter[str] = Counter()
 
 
 def prepare() -> None:
@@ -50,3 +54,21 @@ def give_back() -> None:
     """Give memory that compiling has used, or loading, back to the system."""
     with suppress(OSError, AttributeError):  # only the GNU C library keeps it, and has this
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def settle() -> None:
+    """Say that nothing should be compiled any more."""
+    _late.clear()
+
+
+def compiled() -> dict[str, int]:
+    """What was compiled in this process after that, all the same, and how often."""
+    return dict(_late)
+
+
+def _heard(event: str, duration_secs: float, **about: Any) -> None:
+    if event == COMPILED:
+        _late[str(about.get("fun_name", "unnamed"))] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_heard)

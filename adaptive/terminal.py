@@ -11,6 +11,7 @@ from rich.text import Text
 
 from adaptive.bank import Track
 from adaptive.controller import Answer
+from adaptive.health import Health
 from adaptive.loop import Loop
 from adaptive.settings import EXPERTS, KINDS
 from adaptive.telemetry import Counters
@@ -123,19 +124,24 @@ def alarms(tracks: Iterable[Track]) -> Table:
     return table
 
 
-def summary(loop: Loop) -> RenderableType:
-    """What became of every sample: a block of lines for each stream."""
+def summary(loop: Loop, health: Health) -> RenderableType:
+    """What became of every sample: a block of lines for each stream, and one for the agent."""
     blocks: list[RenderableType] = []
     for track in loop.tracks.values():
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, text in lines(track):
-            table.add_row(f"  {name}", text)
-        blocks += [Text(track.stream.name, style="bold"), table]
+        blocks += block(track.stream.name, lines(track))
     if loop.inbox.rejected:
         blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.inbox.rejected)}"]
-    return Group(*blocks)
+    return Group(*blocks, *block("the agent", health.lines()))
+
+
+def block(title: str, said: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Names and texts under a title."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in said:
+        table.add_row(f"  {name}", text)
+    return [Text(title, style="bold"), table]
 
 
 def lines(track: Track) -> list[tuple[str, str]]:

@@ -3,9 +3,9 @@
 It answers one request after the other, over the socket that it inherits, and ends with it.
 """
 
-import gc
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,38 +14,42 @@ from typing import Any
 
 from adaptive.engine import Engine
 from adaptive.frames import decode, encode
+from adaptive.garbage import Collector
 from adaptive.settings import Level, Model
 
 
-def answer(engines: dict[int, Engine], number: int, name: str, args: list) -> Any:
-    """Do what was asked of one engine."""
+def answer(
+    engines: dict[int, Engine], collector: Collector, number: int, name: str, args: list
+) -> Any:
+    """Do what was asked of one engine, or of the process."""
     if name == "make":
         streams, channels, settings = args
         levels = tuple(Level(**level) for level in settings.pop("levels"))
         engines[number] = Engine(streams, channels, Model(**settings, levels=levels))
         return engines[number].outputs()
     if name == "freeze":
-        # What exists now lives for ever: full collections need not look at it again.
-        gc.collect()
-        gc.freeze()
-        return None
+        return collector.start()
+    if name == "collections":
+        return collector.told()
     return getattr(engines[number], name)(*args)
 
 
 def serve(line: Connection) -> None:
     """Answer until the other side is gone, which may be while an answer is made."""
     engines: dict[int, Engine] = {}
+    collector = Collector(time.perf_counter)
     with suppress(EOFError, ConnectionError):
         while True:
+            collector.rest(line.poll)
             request = line.recv_bytes()
-            for reply in replies(engines, request):
+            for reply in replies(engines, collector, request):
                 line.send_bytes(reply)
 
 
-def replies(engines: dict[int, Engine], request: bytes) -> Iterator[bytes]:
+def replies(engines: dict[int, Engine], collector: Collector, request: bytes) -> Iterator[bytes]:
     """What is said to a request: the steps of what takes long, then how it ended."""
     try:
-        value = answer(engines, *decode(request))
+        value = answer(engines, collector, *decode(request))
         if isinstance(value, Iterator):
             yield from (encode(("step", step)) for step in value)
             value = None

@@ -15,7 +15,8 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 # These measure how long something took: the costs of compiled programs, the latency of a replay,
-# what the command line tells of itself. When something is due, only the event loop knows.
+# collections of garbage, what the command line tells of itself. When something is due, only the
+# event loop knows.
 MEASURES = {
     "adaptive.bench",
     "adaptive.ingest",
@@ -23,6 +24,7 @@ MEASURES = {
     "adaptive.programs",
     "adaptive.prequential",
     "adaptive.commands",
+    "adaptive.worker",
 }
 
 each = pytest.mark.parametrize("name", MODULES)

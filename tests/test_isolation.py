@@ -12,7 +12,7 @@ from adaptive.engine import Engine
 from adaptive.frames import decode, encode
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.rehearsal import SIZES
-from adaptive.settings import Level, Model
+from adaptive.settings import BLOCK, BLOCKS, Level, Model, empty_block
 
 # As in test_model.py, so that the programs are on disk already.
 LEVELS = (Level("trunk"), Level("recall-512", 512), Level("full", 512, 16))
@@ -217,3 +217,36 @@ def test_it_ends_without_a_word_when_nobody_waits_for_its_answer(asked, capfd, m
     assert process.child.returncode == 0
     said = capfd.readouterr()
     assert said.out + said.err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [1, 40])
+def test_after_the_start_nothing_is_compiled_whatever_an_agent_asks_for(process, streams):
+    there = Remote(process, streams, CHANNELS, SETTINGS)
+
+    async def main():
+        await there.prepare()
+        levels = len(SETTINGS.ladder())
+        for level in range(levels):
+            for many in (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, BLOCKS * BLOCK):
+                block = empty_block(CHANNELS, many)
+                block[:many], block[:many, 0] = 1.0, np.arange(many) % streams
+                assert len(await there.beside("run", level, block)) == many
+        for n in range(8):  # of many streams some only gather
+            await there.beside("learn", n % streams)
+        kept = await there.beside("keep")
+        for name in kept:
+            await there.beside("piece", name, 0, 2**30)
+        arrays = await there.beside("arrays")
+        assert await there.beside("compiled") == {}
+        full, waited, _ = await there.beside("collections")
+        assert full == waited == 0
+        again = Remote(process, streams, CHANNELS, SETTINGS)
+        again.load(arrays)
+        await again.prepare()  # as after a restart, where the state comes before the programs
+        await again.beside("load", arrays)
+        await again.beside("run", 0, block)
+        await again.beside("learn", 0)
+        assert await again.beside("compiled") == {}
+
+    asyncio.run(main())
