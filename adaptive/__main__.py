@@ -160,10 +160,24 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="of latency: scored at each level (default 3000); of governor: of each world (100000)",
     )
+    bench.add_argument("--simulate", action="store_true", help="of governor: in virtual time")
     bench.add_argument(
-        "--simulate",
+        "--live", action="store_true", help="of governor: on this machine, under disturbances"
+    )
+    bench.add_argument(
+        "--cases",
+        type=listed,
+        default=["quiet", "cpu", "memory", "steps", "stops", "quota"],
+        metavar="A,B",
+        help="of governor, live: what befalls the machine (quiet,cpu,memory,steps,stops,quota)",
+    )
+    bench.add_argument(
+        "--record", type=Path, metavar="FILE", help="of governor: what calls cost here, as .npz"
+    )
+    bench.add_argument(
+        "--held-out",
         action="store_true",
-        help="of governor: in virtual time, which is the only way",
+        help="of governor, simulated: by the recordings that are kept for final figures",
     )
     bench.add_argument(
         "--seeds", type=int, default=20, help="of governor: worlds of each kind (20)"
@@ -188,7 +202,12 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--driver", default="mqtt5", choices=("aiomqtt", "mqtt5"), help="of ingest (default mqtt5)"
     )
-    bench.add_argument("--seconds", type=float, default=10.0, help="of ingest, at each rate")
+    bench.add_argument(
+        "--seconds",
+        type=float,
+        help="of ingest, at each rate (10); of governor, of each case and deadline (24) or of each "
+        "recording (60)",
+    )
     bench.add_argument("--deadline-ms", type=float, default=10.0, help="of ingest (default 10)")
 
     cost = command(

@@ -287,10 +287,8 @@ def bench_machine(args: argparse.Namespace) -> int:
         raise ValueError(
             "--channels, --samples, --seeds and --workers must be at least 1, --rate-hz at least 0"
         )
-    if args.what == "governor":
-        if not args.simulate:
-            raise ValueError("bench governor: wanted --simulate, got nothing")
-        return contest_of_governors(args.seeds, samples, args.workers)
+    if args.what == "governor" and args.simulate:
+        return contest_of_governors(args.seeds, samples, args.workers, args.held_out)
     model = settings_of(args.config)["model"]
     with bar("compiling", None) as advance:
 
@@ -309,26 +307,43 @@ def bench_machine(args: argparse.Namespace) -> int:
         elif args.what == "memory":
             bench.memory(model, args.channels, compiled, say)
         elif args.what == "ingest":
-            shared = args.streams, args.payload, args.seconds, args.qos, args.deadline_ms
+            seconds = 10.0 if args.seconds is None else args.seconds
+            shared = args.streams, args.payload, seconds, args.qos, args.deadline_ms
             loads = [load.Load(float(rate), *shared, args.driver) for rate in args.rates]
             ingest.measure(model, loads, say)
+        elif args.what == "governor":
+            governors_live(args, model, compiled, say)
         else:
             bench.start(say)
     return 0
 
 
-def contest_of_governors(seeds: int, samples: int, workers: int) -> int:
-    """`adaptive bench governor`."""
+def contest_of_governors(seeds: int, samples: int, workers: int, held_out: bool) -> int:
+    """`adaptive bench governor --simulate`."""
     from adaptive import contest
 
     found, worlds = [], seeds * len(contest.SCENARIOS) * len(contest.SITES)
     with bar("living through", worlds) as advance:
-        for one in contest.outcomes(seeds, samples, workers=workers):
+        for one in contest.outcomes(seeds, samples, workers=workers, held_out=held_out):
             found.append(one)
             advance()
     for table in contest.tables(found):
         OUT.print(table)
     return 0
+
+
+def governors_live(args: argparse.Namespace, model: Any, compiled: Any, say: Any) -> None:
+    """`adaptive bench governor --live`, and `--record`."""
+    from adaptive import live, recording
+
+    if not (args.live or args.record):
+        raise ValueError("bench governor: wanted --simulate, --live or --record FILE, got nothing")
+    if args.seconds is not None and args.seconds <= 0:
+        raise ValueError(f"--seconds must be positive, got {args.seconds:g}")
+    if args.record:
+        recording.record(model, args.record, args.seconds or recording.SECONDS, say, compiled)
+    else:
+        live.compare(model, args.cases, args.seconds or live.SECONDS, say, compiled)
 
 
 # --- cost, export -------------------------------------------------------------------------------

@@ -135,17 +135,23 @@ class Job(NamedTuple):
     seed: int
     samples: int
     names: tuple[str, ...]  # of policies; none for all
+    held_out: bool = False  # by the recordings for final figures
 
 
 def live(job: Job) -> dict[str, Outcome]:
     """Let the policies live through a world."""
-    given = world(job.scenario, SITES[job.site], len(PROFILE.costs), job.samples, job.seed)
+    about = job.scenario, SITES[job.site], len(PROFILE.costs), job.samples, job.seed
+    given = world(*about, job.held_out)
     made = policies(given)
     return {name: simulate(given, PROFILE, made[name]()) for name in job.names or made}
 
 
 def outcomes(
-    seeds: int, samples: int, names: Sequence[str] = (), workers: int = 1
+    seeds: int,
+    samples: int,
+    names: Sequence[str] = (),
+    workers: int = 1,
+    held_out: bool = False,
 ) -> Iterator[tuple[Job, dict[str, Outcome]]]:
     """Live through all scenarios at all sites.
 
@@ -154,9 +160,10 @@ def outcomes(
         samples: Of each world.
         names: Of policies; none for all.
         workers: Processes.
+        held_out: By the recordings for final figures, where a world is made of recordings.
     """
     jobs = [
-        Job(scenario, site, seed, samples, tuple(names))
+        Job(scenario, site, seed, samples, tuple(names), held_out)
         for scenario in SCENARIOS
         for site in range(len(SITES))
         for seed in range(seeds)

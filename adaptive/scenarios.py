@@ -11,9 +11,12 @@ compared on the very same world, and an oracle can look it up.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
+
+from adaptive.traces import HELD_OUT, LOADS, TUNING, trace
 
 TICK = 1e-3  # [s] of the slowdown's grid
 SPREAD = 0.04  # of the noise of a call [nats]
@@ -205,7 +208,23 @@ SCENARIOS: dict[str, Change] = {
 }
 
 
-def world(name: str, site: Site, levels: int, samples: int, seed: int) -> World:
+def recorded(world: World, rng: np.random.Generator, load: str, part: str = TUNING) -> World:
+    """As slow, and with such noise, as was recorded of a machine under a load."""
+    found = trace(load, part)
+    slow = found.slowdown(ticks(world), rng.uniform(0, found.time[-1]))
+    samples, levels = world.noise.shape
+    return replace(world, slow=slow, noise=found.noise(samples, levels, rng))
+
+
+RECORDED: dict[str, partial[World]] = {
+    f"recorded, {load}": partial(recorded, load=load) for load in LOADS
+}
+SCENARIOS |= RECORDED
+
+
+def world(
+    name: str, site: Site, levels: int, samples: int, seed: int, held_out: bool = False
+) -> World:
     """A scenario at a site; the same for the same arguments, on any machine.
 
     Args:
@@ -214,6 +233,9 @@ def world(name: str, site: Site, levels: int, samples: int, seed: int) -> World:
         levels: How many the model has.
         samples: How many come.
         seed: Of all that is drawn.
+        held_out: By the recordings for final figures, where it is made of recordings.
     """
-    rng = np.random.default_rng((seed, list(SCENARIOS).index(name)))
-    return SCENARIOS[name](quiet(site, levels, samples, rng), rng)
+    rng, change = np.random.default_rng((seed, list(SCENARIOS).index(name))), SCENARIOS[name]
+    if held_out and name in RECORDED:
+        change = partial(RECORDED[name], part=HELD_OUT)
+    return change(quiet(site, levels, samples, rng), rng)

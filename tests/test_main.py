@@ -81,7 +81,9 @@ ERRORS = {
     "no level to export": ("export", "--save {folder} --level auto", "wanted trunk, recall"),
     "nothing to export": ("export", "--save {folder} --channels 0", "--channels must be"),
     "no samples": ("bench", "--samples 0", "--samples, --seeds and --workers must be at least 1"),
-    "no contest": ("bench", "governor", "wanted --simulate"),
+    "no contest": ("bench", "governor", "wanted --simulate, --live or --record"),
+    "no case": ("bench", "governor --live --cases rain", "--cases: wanted quiet"),
+    "no time": ("bench", "governor --live --seconds 0", "must be positive"),
     "no rate": ("bench", "ingest --rates 0", "must be positive"),
     "no message": ("bench", "ingest --rates 1 --seconds 1 --payload 64", "must be larger"),
 }

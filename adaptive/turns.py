@@ -1,0 +1,169 @@
+"""Policies that govern in turns, one after the other in one run, and what became of the samples.
+
+What a policy answers for is what was due in its turns; it hears of its own calls only.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+from adaptive.bank import Bank, Waiting
+from adaptive.contest import MISS, OURS, QUALITY, SMALL
+from adaptive.governor import Decision, Governor
+from adaptive.policies import Alert, Margin, Static
+from adaptive.simulation import Policy, Profile
+from adaptive.sinks import Result
+
+
+class Schedule(NamedTuple):
+    """Whose turn it is when."""
+
+    begin: float  # [s]
+    turn: float  # [s]
+    order: tuple[str, ...]  # of policies
+
+    def at(self, time: float) -> tuple[str, float]:
+        """The policy whose turn it is, and since when [s]; negative before the first turn."""
+        number = min(max(int((time - self.begin) / self.turn), 0), len(self.order) - 1)
+        return self.order[number], time - self.begin - number * self.turn
+
+
+@dataclass
+class Count:
+    """What became of the samples in a policy's turns."""
+
+    samples: int = 0
+    in_time: int = 0  # answers of any kind by the deadline
+    refined: list[int] = field(default_factory=lambda: [0] * (len(QUALITY) - 1))  # by then
+    meant: int = 0  # to be refined in time, by a decision that was sure
+    late: int = 0  # of these
+    calls: int = 0
+    considered: int = 0  # samples that waited when a call began
+    possible: float = 0.0  # quality of what an oracle would have given these, summed
+
+    @property
+    def quality(self) -> float:
+        """Mean of the answers; one after its deadline has none."""
+        simple = self.in_time - sum(self.refined)
+        total = QUALITY[0] * simple + sum(
+            many * each for many, each in zip(self.refined, QUALITY[1:], strict=True)
+        )
+        return total / max(self.samples, 1)
+
+
+class Turns(Governor):
+    """Hands over to the policy whose turn it is; each hears of its own calls only."""
+
+    def __init__(
+        self, policies: dict[str, Policy], schedule: Schedule, profile: Profile, settling: float
+    ):
+        """Begin before the first turn.
+
+        Args:
+            policies: By name.
+            schedule: Whose turn it is when.
+            profile: Of the levels, as measured.
+            settling: [s] of a turn that do not count.
+        """
+        super().__init__()
+        self.policies, self.schedule, self.profile = policies, schedule, profile
+        self.settling = settling
+        self.counts = {name: Count() for name in policies}
+        self.bank: Bank | None = None  # to be attached
+        self._name, self._since, self._slack = "", 0.0, 0.0
+        self._meant: list[Waiting] = []
+        self._waited = 0
+
+    def decide(self, slack: float, queue: int, now: float) -> Decision:
+        """As a `Policy`."""
+        assert self.bank, "attach the bank first"
+        name, self._since = self.schedule.at(now)
+        if name != self._name:
+            self._name, self.bank.hope = name, 1.0  # nobody inherits another one's record
+        found = self.policies[name].decide(slack, queue, now)
+        batch = queue if found.level < 0 else found.batch
+        # The head of the queue may be answered already: then its place is with the model only.
+        waits = [one for one in islice(self.bank.queue, batch) if not one.answered]
+        self._slack, self._waited = slack, len(waits)
+        self._meant = waits if found.sure and found.level >= 0 else []
+        return found
+
+    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
+        """As a `Policy`; and count."""
+        self.policies[self._name].observe(level, batch, cost, now)
+        if self._since < self.settling:
+            return
+        count = self.counts[self._name]
+        count.calls += 1
+        count.meant += len(self._meant)
+        count.late += sum(one.answered or now > one.deadline for one in self._meant)
+        count.considered += self._waited
+        count.possible += self._waited * possible(self.profile, level, batch, cost, self._slack)
+
+    def failed(self, cause: str, now: float) -> None:
+        """As a `Policy`."""
+        self.policies[self._name].failed(cause, now)
+
+
+def possible(profile: Profile, level: int, batch: int, cost: float, slack: float) -> float:
+    """Estimate the quality of what an oracle would have given in place of a call.
+
+    The call was so many times slower than nominal, and so would any other level have been: the best
+    that had fitted then. It cannot know how another level would have scattered, that a
+    longer call leaves less time to the next one, nor what a smaller batch had saved.
+    """
+    size = profile.of(batch)
+    slower = cost / profile.costs[level][size]
+    fit = [v for v, row in enumerate(profile.costs) if slower * row[size] <= slack]
+    return QUALITY[1 + max(fit)] if fit else QUALITY[0]
+
+
+@dataclass
+class Tally:
+    """Counts answers for the policy in whose turn they were due; an `adaptive.sinks.Sink`."""
+
+    turns: Turns
+    deadline: float  # [s] from when a sample was due to be sent
+    settling: float  # [s]
+    answers: int = 0
+
+    async def write(self, results: Sequence[Result]) -> None:
+        """Count."""
+        now = asyncio.get_running_loop().time()
+        self.answers += len(results)
+        for result in results:
+            name, since = self.turns.schedule.at(result.sample.time)
+            if since < self.settling:
+                continue
+            count, level = self.turns.counts[name], result.answer.estimate.level
+            count.samples += 1
+            if now - result.sample.time <= self.deadline:
+                count.in_time += 1
+                if level >= 0:
+                    count.refined[level] += 1
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+def contestants(profile: Profile) -> dict[str, Policy]:
+    """What is compared, by name."""
+    governor = Governor()
+    governor.init([dict(zip(profile.sizes, row, strict=True)) for row in profile.costs])
+    return {
+        OURS: governor,
+        SMALL: Static(profile),
+        "static, largest": Static(profile, level=len(profile.costs) - 1),
+        "ALERT": Alert(profile, quality=QUALITY),
+        "ALERT, rarely late": Alert(profile, quality=QUALITY, miss=MISS),
+        "LiteReconfig": Margin(profile),
+    }
+
+
+def order(names: Sequence[str], rounds: int, first: int = 0) -> tuple[str, ...]:
+    """Turns: forwards from one of them on, backwards, and so on."""
+    first %= len(names)
+    names = [*names[first:], *names[:first]]
+    return tuple(n for k in range(rounds) for n in (names if k % 2 == 0 else reversed(names)))

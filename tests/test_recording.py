@@ -1,0 +1,131 @@
+"""What is recorded of a machine, and the worlds made of it."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from adaptive import recording, traces
+from adaptive.scenarios import GATEWAY, RECORDED, TICK, world
+from adaptive.traces import BLOCK, FILE, HELD_OUT, LOADS, NEAR, PARTS, TUNING, trace
+
+
+class Twice:
+    """A model whose calls take twice what they should."""
+
+    costs = ({1: 1e-3, 8: 2e-3, 32: 4e-3}, {1: 2e-3, 8: 3e-3, 32: 9e-3})
+
+    def __init__(self):
+        self.calls, self.process = [], SimpleNamespace(child=SimpleNamespace(pid=0))
+
+    async def beside(self, name, level, block):
+        import asyncio
+
+        samples = int(np.count_nonzero(block[:, 0] >= 0))
+        self.calls.append((name, level, samples, block[0, 0]))
+        await asyncio.sleep(2 * self.costs[level][samples])
+
+
+def test_levels_and_sizes_take_turns_and_the_log_ratio_is_kept(virtual_time):
+    remote = Twice()
+    found = virtual_time.run(recording.calls(remote, list(remote.costs), 6.0))
+    names, levels, sizes, streams = zip(*remote.calls, strict=True)
+    assert set(names) == {"rehearse"}  # nothing is learned
+    assert levels[:4] == (0, 1, 0, 1)
+    assert len(set(streams)) > 100
+    wanted = [level * 3 + (1, 8, 32).index(size) for level, size in zip(levels, sizes, strict=True)]
+    np.testing.assert_array_equal(found["kind"], wanted)
+    counts = np.bincount(found["kind"])
+    assert counts.max() - counts.min() <= 1
+    np.testing.assert_allclose(found["ratio"], math.log(2), atol=1e-3)
+    assert found["ratio"].dtype == np.float16
+    assert (np.diff(found["time"]) >= recording.APART - 1e-6).all()
+
+
+class Neighbours:
+    """Others, that take what they are told."""
+
+    def __init__(self, monkeypatch, *shares):
+        self.shares = iter(shares)
+        monkeypatch.setattr(recording, "Watch", lambda *pids: self)
+
+    def others(self):
+        return next(self.shares)
+
+
+def test_a_recording_waits_for_others_but_not_for_ever(virtual_time, monkeypatch):
+    Neighbours(monkeypatch, 0.9, 0.5, 0.05, *[0.7] * 100)
+    assert virtual_time.run(recording.calm()) == 0.05
+    assert virtual_time.run(recording.calm()) == 0.7
+
+
+def test_a_piece_in_which_others_came_is_made_anew(virtual_time, monkeypatch):
+    # Calm and not so later, calm twice, then calm at last.
+    Neighbours(monkeypatch, 0.0, 0.9, 0.0, 0.01, 0.0, 0.02)
+    remote = Twice()
+    load = recording.LOADS["idle"]
+    about = remote, list(remote.costs), load, 2 * recording.PIECE
+    found, others = virtual_time.run(recording.pieces(*about))
+    assert others == 0.02
+    assert len(found["time"]) < len(remote.calls)
+    assert (np.diff(found["time"]) > 0).all()
+    assert 1.9 * recording.PIECE < found["time"][-1] < 2 * recording.PIECE
+
+
+def test_what_others_take_is_a_share():
+    assert 0 <= recording.Watch().others() <= 1
+
+
+def test_what_comes_along_is_small_and_whole():
+    assert FILE.stat().st_size < 1_000_000
+    for part in PARTS:
+        for load in LOADS:
+            found = trace(load, part)
+            assert len(found.residuals) == 3
+            assert found.time[-1] > 30.0
+            assert all(np.isfinite(one).all() for one in (found.slow, *found.residuals))
+    assert not np.array_equal(trace("idle", TUNING).slow, trace("idle", HELD_OUT).slow)
+
+
+def test_a_slowdown_and_a_residual_make_the_recorded_cost_again():
+    found = trace("busy")
+    with np.load(FILE) as file:
+        time, ratio, kind = (file[f"{TUNING}/busy/{name}"] for name in ("time", "ratio", "kind"))
+        usual, kinds = (file[f"{TUNING}/idle/{name}"] for name in ("ratio", "kind"))
+    for one in (0, 4, 8):
+        level = one // 3
+        mine = np.flatnonzero(kind // 3 == level)
+        which = np.flatnonzero(kind[mine] == one)[100:110]
+        at = time[mine[which]].astype(float)
+        made = found.slowdown(at - time[0], 0.0) + found.residuals[level][which]
+        made += np.median(usual[kinds == one].astype(float))
+        np.testing.assert_allclose(made, ratio[mine[which]].astype(float), atol=1e-3)
+
+
+def test_residuals_are_drawn_in_blocks_of_the_same_moments():
+    found = trace("memory")
+    noise = found.noise(3 * BLOCK, 3, np.random.default_rng(0))
+    for level in range(3):
+        known = found.residuals[level]
+        for block in noise[:, level].reshape(3, BLOCK):
+            (starts,) = np.nonzero(known == block[0])
+            assert any((known[s : s + BLOCK] == block).all() for s in starts)
+    assert noise.shape == (3 * BLOCK, 3)
+    beyond = found.noise(5, 4, np.random.default_rng(0))
+    np.testing.assert_array_equal(beyond[:, 3], beyond[:, 2])
+
+
+def test_a_spike_of_one_call_is_no_slowdown():
+    found = trace("idle")
+    assert found.slow.max() < max(one.max() for one in found.residuals)
+    assert NEAR >= 1
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_world_is_another_with_what_is_held_out(name):
+    one, other = (world(name, GATEWAY, 3, 2000, 0, held_out) for held_out in (False, True))
+    np.testing.assert_array_equal(one.arrivals, other.arrivals)
+    assert (one.slow != other.slow).any()
+    assert len(one.slow) == int(one.length / TICK) + 2
+    assert traces.FILE.exists()
