@@ -5,8 +5,8 @@
 A task sleeps a millisecond at a time and notes how late it wakes; what is longer than the time
 between two samples is a sample that came late into the agent. Beside it: how many answers were
 mandatory, and how many came by the deadline of 50 ms. Says the same of a run without checkpoints.
-`--busy 4 --realtime` shows what real time is worth on a crowded machine, `--turn 5e-3 5e-4` the time
-after which threads hand the interpreter on.
+`--busy 4 --realtime` shows what real time is worth on a crowded machine, `--turn 5e-3 5e-4` what
+it is that threads hand the interpreter on sooner.
 """
 
 import argparse
