@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptive import checkpoint
+from adaptive import checkpoint, processor
 from adaptive.bank import Bank, Track
 from adaptive.config import Config, ConfigError
 from adaptive.controller import Controller
@@ -42,7 +42,7 @@ class Agent:
             progress: Called with what was just done, and how many steps there are in all.
 
         Raises:
-            ConfigError: The checkpoint cannot be used or written.
+            ConfigError: The checkpoint cannot be used or written, or processors are not there.
         """
         self.config, self.path = config, None
         self._saving = threading.Lock()  # a save that is cancelled goes on in its thread
@@ -57,7 +57,14 @@ class Agent:
             self.path = Path(config.agent.checkpoint_path)
             with refused():
                 checkpoint.check_writable(self.path)
-        self.process = Process() if config.agent.isolation == "process" else None
+        for name in ("cpus", "worker_cpus"):
+            try:
+                processor.check(getattr(config.agent, name))
+            except ValueError as error:
+                raise ConfigError(f"agent.{name}: {error}") from error
+        apart = config.agent.isolation == "process"
+        self.process = Process(config.agent.worker_cpus or config.agent.cpus) if apart else None
+        processor.confine(config.agent.cpus)
         self._say = progress or (lambda what, steps: None)
         self._governors: list[dict[str, float]] = []  # as they were, to be restored
         self._steps = self._done = 0  # of getting ready
@@ -121,6 +128,10 @@ class Agent:
 
     async def run(self) -> None:
         """Run until the sources end or this is cancelled; then save."""
+        with processor.first(self.config.agent.realtime):
+            await self._run()
+
+    async def _run(self) -> None:
         beside: list[asyncio.Task] = []
         try:
             async with asyncio.TaskGroup() as group:

@@ -43,10 +43,24 @@ class AgentSettings:
     isolation: str = "process"
     """Where models run: in a `process` of their own, so that answers never wait for them; or
     `none`, in the agent's, which saves memory where deadlines are loose."""
+    cpus: tuple[int, ...] = ()
+    """The processors that the agent runs on, by number, as in `[0]`; empty: left to the system."""
+    worker_cpus: tuple[int, ...] = ()
+    """Those of the models' process; empty: the agent's. One of its own for each keeps either from
+    waiting for the other, where there are enough."""
+    realtime: bool = False
+    """Whether the agent's event loop goes before all that is not in real time itself (SCHED_FIFO),
+    by which samples are taken in and answered at once on a machine that is busy with other things.
+    It takes a right that few have (CAP_SYS_NICE); refused, it is said in the log and left."""
 
     def __post_init__(self) -> None:
         if self.isolation not in ("process", "none"):
             raise ValueError(f'isolation must be "process" or "none", got {self.isolation!r}')
+        if self.worker_cpus and self.isolation == "none":
+            raise ValueError(
+                'worker_cpus must be empty where isolation = "none", because models then run in '
+                f"the agent's process, got {list(self.worker_cpus)}; set cpus in its place"
+            )
         for name in ("deadline_ms", "checkpoint_every_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptive import processor
 from adaptive.frames import decode, encode
 from adaptive.settings import Model
 
@@ -33,19 +34,24 @@ class Lost(RuntimeError):
 class Process:
     """The process, which ends with this one."""
 
-    def __init__(self) -> None:
-        """Start it; it imports JAX, which takes a second."""
+    def __init__(self, cpus: Sequence[int] = ()) -> None:
+        """Start it; it imports JAX, which takes a second.
+
+        Args:
+            cpus: The processors that it runs on; any if there are none.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             # Without -P a folder named adaptive, where we were started, would stand before ours.
             command = [sys.executable, "-P", "-m", "adaptive.worker", str(theirs.fileno())]
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            self.child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": paths},
-            )
+            with processor.confined(cpus):  # JAX looks at it when it is imported
+                self.child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | {"PYTHONPATH": paths},
+                )
         self.line = Connection(ours.detach())
         self.engines = 0
         # In the order of their answers; and who hears of their steps.

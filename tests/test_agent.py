@@ -192,6 +192,14 @@ def test_a_driver_that_is_not_installed_stops_the_start(monkeypatch):
         Agent(made)
 
 
+@pytest.mark.parametrize("name", ["cpus", "worker_cpus"])
+def test_processors_that_are_not_there_stop_the_start(tmp_path, name):
+    made = settings(recording(tmp_path))
+    about = dataclasses.replace(made.agent, isolation="process", **{name: (10**6,)})
+    with pytest.raises(ConfigError, match=rf"agent.{name}: must be of .* got \[1000000\]"):
+        Agent(made._replace(agent=about))
+
+
 @pytest.mark.slow
 def test_checkpoints_are_made_while_it_runs_and_a_failure_does_not_stop_it(
     tmp_path, virtual_time, caplog

@@ -206,3 +206,14 @@ def test_times_and_rates_have_their_unit_in_their_name(table):
     for field in dataclasses.fields(table):
         if field.type in (int, float, float | None) and quantity.search(field.name):
             assert unit.search(field.name), f"{table.__name__}.{field.name} has no unit"
+
+
+def test_processors_are_numbers_and_those_of_the_models_need_their_process():
+    def made(**agent):
+        return config.table(config.AgentSettings, agent, "x: agent")
+
+    assert made(cpus=[0, 2], worker_cpus=[1]).cpus == (0, 2)
+    with pytest.raises(ConfigError, match=r"x: agent: cpus: Expected `int`, got `str`"):
+        made(cpus=["first"])
+    with pytest.raises(ConfigError, match=r"worker_cpus must be empty .* got \[1\]; set cpus"):
+        made(worker_cpus=[1], isolation="none")

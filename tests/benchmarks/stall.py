@@ -5,10 +5,13 @@
 A task sleeps a millisecond at a time and notes how late it wakes; what is longer than the time
 between two samples is a sample that came late into the agent. Beside it: how many answers were
 mandatory, and how many came by the deadline of 50 ms. Says the same of a run without checkpoints.
+`--busy 4 --realtime` shows what real time is worth on a crowded machine, `--turn 5e-3 5e-4` what
+it is that threads hand the interpreter on sooner.
 """
 
 import argparse
 import asyncio
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adaptive import processor
 from adaptive.agent import Agent
 from adaptive.config import AgentSettings, Config, Feed
 from adaptive.governor import Settings
@@ -65,11 +69,13 @@ async def watched(agent: Agent, seconds: float) -> np.ndarray:
     return np.array(lags)
 
 
-def measure(args: argparse.Namespace, every: float) -> None:
+def measure(args: argparse.Namespace, every: float, realtime: bool) -> None:
     """Run one agent and say how late it was."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state"
-        settings = AgentSettings(checkpoint_path=str(path), checkpoint_every_s=every)
+        settings = AgentSettings(
+            checkpoint_path=str(path), checkpoint_every_s=every, realtime=realtime
+        )
         feed = Feed(Sensors(args.streams, args.rate), Chain(()), 0.05, Alarms())
         agent = Agent(Config(settings, Model(), Settings(), None, (feed,), ()))
         lags = 1e3 * asyncio.run(watched(agent, args.seconds))
@@ -81,11 +87,14 @@ def measure(args: argparse.Namespace, every: float) -> None:
     print(
         f"{args.streams} streams, {args.rate:g} samples/s, a checkpoint of {size:.0f} MiB "
         + (f"each {every:g} s" if every < args.seconds else "at the end alone")
+        + f", threads take turns each {1e3 * processor.TURN:g} ms"
+        + (", in real time" if realtime else "")
         + f": lag p50 / p99 / p99.9 / worst {p50:.2f} / {p99:.2f} / {p999:.1f} / {worst:.0f} ms, "
         f"{np.sum(lags > 5.0)} above 5 ms, in all {lags[lags > 5.0].sum():.0f} ms; "
-        f"of {total} samples {100 * full / total:.2f} % full, {100 * met / total:.2f} % in time",
-        flush=True,
+        f"of {total} samples {100 * full / total:.2f} % full, {100 * met / total:.2f} % in time"
     )
+    for name, text in agent.health.lines():
+        print(f"    {name}: {text}", flush=True)
 
 
 if __name__ == "__main__":
@@ -94,10 +103,17 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=1000.0, help="samples/s of all streams")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--every", type=float, default=10.0, help="between checkpoints [s]")
-    parser.add_argument("--switch", type=float, nargs="*", default=[5e-3], metavar="SECONDS")
+    parser.add_argument("--turn", type=float, nargs="*", default=[processor.TURN], help="[s]")
+    parser.add_argument("--busy", type=int, default=0, help="processes beside it that only turn")
+    parser.add_argument("--realtime", action="store_true", help="with and without it")
     args = parser.parse_args()
-    for every in (1e6, args.every):
-        for interval in args.switch:
-            sys.setswitchinterval(interval)
-            print(f"threads take turns each {1e3 * interval:g} ms: ", end="")
-            measure(args, every)
+    command = [sys.executable, "-c", "while True: pass"]
+    beside = [subprocess.Popen(command) for _ in range(args.busy)]
+    try:
+        for every in (1e6, args.every):
+            for processor.TURN in args.turn:
+                for realtime in (False, True) if args.realtime else (False,):
+                    measure(args, every, realtime)
+    finally:
+        for process in beside:
+            process.kill()
