@@ -195,6 +195,7 @@ class Bench:
                 one.name: Track(one, bank, n, deadline, Chain(), Chain().init(one), Pending(64))
                 for n, one in enumerate(self.streams)
             }
+            turns.lines = [track.line for track in tracks.values()]
             loop = Loop([source], tracks, [bank], [tally])
 
             def times(now: float) -> float:

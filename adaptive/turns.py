@@ -6,9 +6,9 @@ What a policy answers for is what was due in its turns; it hears of its own call
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
+from adaptive.backlog import Line
 from adaptive.bank import Bank, Waiting
 from adaptive.contest import MISS, OURS, QUALITY, SMALL
 from adaptive.governor import Decision, Governor
@@ -72,35 +72,36 @@ class Turns(Governor):
         self.settling = settling
         self.counts = {name: Count() for name in policies}
         self.bank: Bank | None = None  # to be attached
+        self.lines: list[Line] = []  # of all streams
         self._name, self._since, self._slack = "", 0.0, 0.0
-        self._meant: list[Waiting] = []
-        self._waited = 0
+        self._open: set[Waiting] = set()  # what waited for an answer at the last decision
+        self._meant = False  # that decision was to give them one in time
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`."""
         assert self.bank, "attach the bank first"
         name, self._since = self.schedule.at(now)
         if name != self._name:
-            self._name, self.bank.hope = name, 1.0  # nobody inherits another one's record
+            self._name = name
+            for line in self.lines:  # nobody inherits another one's record
+                line.hope = 1.0
         found = self.policies[name].decide(slack, queue, now)
-        batch = queue if found.level < 0 else found.batch
-        # The head of the queue may be answered already: then its place is with the model only.
-        waits = [one for one in islice(self.bank.queue, batch) if not one.answered]
-        self._slack, self._waited = slack, len(waits)
-        self._meant = waits if found.sure and found.level >= 0 else []
+        self._slack, self._meant = slack, found.sure and found.level >= 0
+        self._open = {one for one in self.bank.backlog if not one.answered}
         return found
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """As a `Policy`; and count."""
         self.policies[self._name].observe(level, batch, cost, now)
-        if self._since < self.settling:
+        if self._since < self.settling or not self.bank:
             return
-        count = self.counts[self._name]
+        count, waited = self.counts[self._name], self._open.intersection(self.bank.taken)
         count.calls += 1
-        count.meant += len(self._meant)
-        count.late += sum(one.answered or now > one.deadline for one in self._meant)
-        count.considered += self._waited
-        count.possible += self._waited * possible(self.profile, level, batch, cost, self._slack)
+        if self._meant:
+            count.meant += len(waited)
+            count.late += sum(one.answered or now > one.deadline for one in waited)
+        count.considered += len(waited)
+        count.possible += len(waited) * possible(self.profile, level, batch, cost, self._slack)
 
     def failed(self, cause: str, now: float) -> None:
         """As a `Policy`."""

@@ -37,8 +37,7 @@ def bank():
 
 
 def refine(bank, rng):
-    bank.controller.arrive(0, rng.normal(size=2))
-    bank.controller.refine(0)
+    bank.controller.refine(0, [bank.controller.arrive(0, rng.normal(size=2))])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adaptive.backlog import Line
 from adaptive.contest import OURS, QUALITY
 from adaptive.governor import Decision
 from adaptive.live import Bench, table
@@ -60,8 +61,15 @@ class Told:
         self.heard.append(cause)
 
 
+class Sample(SimpleNamespace):
+    """Waits; like no other."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 def waiting(deadline, answered=False):
-    return SimpleNamespace(deadline=deadline, answered=answered)
+    return Sample(deadline=deadline, answered=answered)
 
 
 def test_each_policy_hears_of_its_own_calls_and_answers_for_them():
@@ -69,14 +77,17 @@ def test_each_policy_hears_of_its_own_calls_and_answers_for_them():
     assert isinstance(a, Policy)
     turns = Turns({"a": a, "b": b}, Schedule(0.0, 10.0, ("a", "b")), PROFILE, 1.0)
     late, early = waiting(5.0), waiting(9.0)
-    turns.bank = SimpleNamespace(queue=[late, waiting(2.0, True), early, waiting(1.0)], hope=0.1)
+    backlog, turns.lines = [late, waiting(2.0, True), early, waiting(1.0)], [Line()]
+    turns.bank, turns.lines[0].hope = SimpleNamespace(backlog=backlog, taken=[]), 0.1
     assert turns.decide(8.0, 4, 3.0) == Decision(2, 3)
-    assert turns.bank.hope == 1.0
+    assert turns.lines[0].hope == 1.0
+    turns.bank.taken = backlog[:3]
     turns.observe(2, 3, 32.0, 7.0)
     assert turns.counts["a"] == Count(
         meant=2, late=1, calls=1, considered=2, possible=2 * QUALITY[1]
     )
     # Nobody counted on this one, and the other hears of it although it ends in a's turn no more.
+    turns.bank.backlog = turns.bank.taken = [waiting(20.0) for _ in range(4)]
     turns.decide(6.0, 4, 12.0)
     turns.observe(0, 4, 4.0, 16.0)
     turns.failed("worker", 17.0)
