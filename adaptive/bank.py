@@ -10,13 +10,13 @@ import numpy as np
 from adaptive.backlog import Backlog, Line
 from adaptive.controller import MANDATORY, Controller, Queued
 from adaptive.feedback import Matches, Pending
-from adaptive.governor import Governor
+from adaptive.governor import NORMAL, Governor, Mode
 from adaptive.sinks import Result
-from adaptive.telemetry import Counters, Quantiles, Rate
+from adaptive.telemetry import Calls, Counters, Quantiles, Rate
 from sensors.sample import Feedback, Sample, Source, Stream
 from sensors.transforms import Chain
 
-ALARMS_KEPT = 32
+ALARMS_KEPT = CHANGES_KEPT = 32
 
 
 @dataclass
@@ -71,6 +71,11 @@ class Bank:
     controller: Controller
     governor: Governor
     learn_cost: float = 0.0  # [s]
+    calls: Calls = field(default_factory=Calls)
+    mode: Mode = NORMAL  # of the governor, when it was looked at last
+    changes: deque[tuple[float, Mode, str]] = field(  # when [s], to which mode, and why
+        default_factory=lambda: deque(maxlen=CHANGES_KEPT)
+    )
     backlog: "Backlog[Waiting]" = field(default_factory=lambda: Backlog())  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
 
@@ -107,6 +112,7 @@ class Waiting:
     due: float  # [s] when the answer must be on its way; what the model gives later is too late
     queued: Queued  # what the mandatory estimate is made of
     answered: bool = False
+    published: float = inf  # [s] when it was handed to the sinks
     sinks: int = 0  # that have yet to take the answer; negative: it was shed
 
     @property
@@ -121,7 +127,7 @@ class Waiting:
             level: Of the answer.
             now: When the last sink had it [s].
         """
-        self.track.counters.answered(level, self.deadline - now)
+        self.track.counters.answered(level, self.deadline - now, self.deadline - self.published)
         self.track.latency.add(max(now - self.arrival, 0.0))
         self.origin.leave()
 

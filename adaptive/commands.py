@@ -68,9 +68,10 @@ async def end_after(agent: Any, seconds: float, running: asyncio.Task) -> None:
 
 
 def write_summary(agent: Any, path: Path) -> None:
-    """Write the counters and latencies of all streams as JSON, and under `#agent` the agent's own.
+    """Write the counters and latencies of all streams as JSON.
 
-    No stream can have that name: MQTT would not have it in a topic.
+    Under `#agent` stands how the agent ran, under `#governor` what each bank's calls took: no
+    stream can have such a name, since MQTT would not have it in a topic.
     """
     import msgspec
 
@@ -82,6 +83,7 @@ def write_summary(agent: Any, path: Path) -> None:
         }
         for name, track in agent.loop.tracks.items()
     } | {"#agent": agent.health.snapshot()}
+    content["#governor"] = [bank.calls.snapshot() for bank in agent.loop.banks]
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
 
 

@@ -141,8 +141,9 @@ class Loop:
         for bank in self.banks:
             bank.governor.failed("worker", now)
             for waiting in (*bank.taken, *bank.backlog):
-                self._publish(waiting, None, now)
+                self._publish(waiting, None, now, "unready")
             bank.taken = []
+            self._look(bank, now)
         self._broken.set()
 
     # --- in -------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class Loop:
         bank.backlog.add(waiting)
         ready, line = self.ready.is_set(), track.line
         if not (ready and line.hopeful()):  # to wait would be in vain, and makes answers late
-            self._publish_all(track, now)
+            self._publish_all(track, now, "behind" if ready else "unready")
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         elif not self._timer or due < self._timer.when():
             self._watch()
@@ -173,7 +174,7 @@ class Loop:
         # With the model at work it cannot keep up: to go on from now is better than to lag on.
         drop = len(line.queue) - 1 if ready and len(line.queue) > 2 * most else 0
         for _ in range(drop or (not ready and len(line.queue) > most)):
-            self._publish_all(track, now, bank.backlog.drop(line))
+            self._publish_all(track, now, "behind", bank.backlog.drop(line))
             track.counters.left_out += 1
 
     # --- score ----------------------------------------------------------------------------------
@@ -197,14 +198,17 @@ class Loop:
         """Take the front of a bank's queue through the model."""
         clock = asyncio.get_running_loop().time
         before, backlog = clock(), bank.backlog
-        (level, batch, _), whom = self._decide(bank, before)
+        (level, batch, sure), whom = self._decide(bank, before)
+        due = bank.urgency()
+        wanted = level if due < inf else MANDATORY  # for no answer, but for the model's memory
         if level == MANDATORY:
             # What its time allows is there already; the model sees the sample all the same.
             if whom == EVERYONE and (head := backlog.head()):
-                self._publish(head, None, before)
+                self._publish(head, None, before, "no_room")
             level = 0
         bank.taken = backlog.take(batch, whom, short=level == 0)
         call = bank.controller.take(level, [waiting.queued for waiting in bank.taken])
+        expected, _ = bank.governor.predict(level, len(bank.taken))
         try:
             packed = await self._beside(bank, "run", call.level, call.block)
         except RuntimeError as error:
@@ -212,12 +216,23 @@ class Loop:
         after = clock()
         estimates = bank.controller.finish(call, packed)
         bank.governor.observe(level, len(estimates), after - before, after)
+        bank.calls.add(wanted, sure, due - before, expected, after - before)
+        self._look(bank, after)
         for waiting, estimate in zip(bank.taken, estimates, strict=True):
             waiting.track.loss = estimate.loss
             if waiting.arrival >= self._since:  # nobody hoped for those before
                 waiting.line.estimated(after <= waiting.due)
             self._publish(waiting, estimate, after)
         bank.taken = []
+
+    def _look(self, bank: Bank, now: float) -> None:
+        """Take note if the governor's mode has changed."""
+        mode, cause = bank.governor.mode, bank.governor.cause
+        if mode == bank.mode:
+            return
+        LOG.warning("governor: %s -> %s (%s)", bank.mode.name, mode.name, cause or "recovered")
+        bank.mode = mode
+        bank.changes.append((now, mode, cause))
 
     def _decide(self, bank: Bank, now: float) -> tuple[Decision, Whom]:
         """Have a bank's governor decide for what waits."""
@@ -267,33 +282,38 @@ class Loop:
             self._timer = None
         for bank in self.banks:
             while (head := bank.backlog.head()) and head.due <= now:
-                self._publish(head, None, now)
+                self._publish(head, None, now, "longer" if head.line.taken else "waited")
         self._watch()
 
-    def _publish_all(self, track: Track, now: float, last: Waiting | None = None) -> None:
+    def _publish_all(self, track: Track, now: float, why: str, last: Waiting | None = None) -> None:
         """Publish what there is for a stream's samples, in their order, up to the last."""
         line = track.line
         for waiting in track.bank.taken if line.taken else ():
             if waiting.track is track:
-                self._publish(waiting, None, now)
+                self._publish(waiting, None, now, why)
         for waiting in [last] if last else list(line.queue)[len(line.queue) - line.unanswered :]:
-            self._publish(waiting, None, now)
+            self._publish(waiting, None, now, why)
 
-    def _publish(self, waiting: Waiting, estimate: Estimate | None, now: float) -> None:
+    def _publish(
+        self, waiting: Waiting, estimate: Estimate | None, now: float, why: str = ""
+    ) -> None:
         """Settle an answer and hand it to the sinks, unless the sample has one.
 
         Args:
             waiting: The sample.
             estimate: The model's; None for the mandatory one.
             now: [s].
+            why: It is the mandatory one; of `Counters.reasons`.
         """
         if waiting.answered:
             return
-        waiting.answered = True
+        waiting.answered, waiting.published = True, now
         track, sample = waiting.track, waiting.sample
         track.line.answered(estimate is not None)
         controller = track.bank.controller
-        estimate = estimate or controller.mandatory(waiting.queued)
+        if estimate is None:
+            estimate, reasons = controller.mandatory(waiting.queued), track.counters.reasons
+            reasons[why] = reasons.get(why, 0) + 1
         answer = controller.settle(estimate, sample.time, sample.values)
         track.seen(estimate.index, sample.time)
         track.level = estimate.level

@@ -23,6 +23,9 @@ class Counters:
         received: Samples that were taken in, as they are behind the transforms.
         full: Answered at a refined level, whether by the deadline or not.
         mandatory: Answered by the mandatory score alone.
+        reasons: Why answers were mandatory: `unready` models, a model that was `behind` so that it
+            was not waited for, `no_room` for it in the time there was, a call that took `longer`,
+            or time that was up while the sample had yet to be taken: `waited`.
         shed: Given up by a named policy, by its name.
         in_flight: Taken in and not yet answered.
         missing: Sequence numbers that never came (fewer again when they come late).
@@ -32,6 +35,7 @@ class Counters:
         feedback: Feedback by kind, see `KINDS`.
         met: Answers by their deadline.
         missed: Answers after their deadline.
+        causes: Of these: the answer was published `late`, or the `sink` took it late.
         alarms: Alarms raised.
         dismissed: Samples that would have raised one, had the like not been dismissed.
         learn_steps: Learning steps that landed.
@@ -46,6 +50,7 @@ class Counters:
     received: int = 0
     full: int = 0
     mandatory: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
     shed: dict[str, int] = field(default_factory=dict)
     in_flight: int = 0
     missing: int = 0
@@ -55,6 +60,7 @@ class Counters:
     feedback: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     met: int = 0
     missed: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
     alarms: int = 0
     dismissed: int = 0
     learn_steps: int = 0
@@ -98,12 +104,13 @@ class Counters:
         self.received += count - 1
         self.in_flight += count - 1
 
-    def answered(self, level: int, slack: float) -> None:
+    def answered(self, level: int, slack: float, published: float = inf) -> None:
         """Count a sample out.
 
         Args:
             level: Of the answer that was given; -1 for the mandatory answer alone.
             slack: [s] left until the deadline when it was given; negative is a miss.
+            published: [s] left when it was handed to the sinks.
         """
         if level < 0:
             self.mandatory += 1
@@ -115,6 +122,8 @@ class Counters:
             self.met += 1
         else:
             self.missed += 1
+            cause = "late" if published < 0.0 else "sink"
+            self.causes[cause] = self.causes.get(cause, 0) + 1
 
     def give_up(self, reason: str, count: int = 1) -> None:
         """Count samples out that a policy has shed; `reason` names the policy."""
@@ -174,7 +183,8 @@ class Counters:
         """
         known = {f.name for f in fields(cls)} & snapshot.keys()
         plain: dict[str, Any] = {name: snapshot[name] for name in known}
-        plain |= {name: dict(plain[name]) for name in ("shed", "rejected") if name in known}
+        tables = "reasons", "causes", "shed", "rejected"
+        plain |= {name: dict(plain[name]) for name in tables if name in known}
         plain["feedback"] = dict.fromkeys(KINDS, 0) | dict(plain.get("feedback", {}))
         plain["levels"] = {int(level): n for level, n in plain.get("levels", {}).items()}
         if plain.get("newest_time") is None:
@@ -286,6 +296,51 @@ class Quantiles:
         self.sum += snapshot["sum"]
         for value in snapshot["extremes"]:
             self.smallest, self.largest = min(value, self.smallest), max(value, self.largest)
+
+
+class Calls:
+    """What a bank's governor had for its calls, what it expected of them, and what they took.
+
+    Attributes:
+        slack: [s] until the first answer was due, at each call.
+        ratio: What each call took, in times what was expected.
+        sure: Calls that were to be in time but for the accepted share.
+        longer: Of these: took longer than there was.
+        levels: Calls by level.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.slack, self.ratio = Quantiles(), Quantiles(1e-2, 1e3)
+        self.sure = self.longer = 0
+        self.levels: dict[int, int] = {}
+
+    def add(self, level: int, sure: bool, slack: float, expected: float, cost: float) -> None:
+        """Count a call.
+
+        Args:
+            level: That was decided; -1 where it was not for an answer.
+            sure: Whether it was to be in time.
+            slack: [s] there was.
+            expected: [s] it takes usually, as things were.
+            cost: [s] it took.
+        """
+        self.levels[level] = self.levels.get(level, 0) + 1
+        self.ratio.add(cost / expected)
+        if level >= 0:
+            self.slack.add(max(slack, 0.0))
+            self.sure += sure
+            self.longer += sure and cost > slack
+
+    def snapshot(self) -> dict[str, Any]:
+        """The same as plain numbers."""
+        slack = {f"slack_p{p}_ms": 1e3 * self.slack.quantile(p / 100) for p in (1, 50)}
+        ratio = {f"cost_to_expected_p{p}": self.ratio.quantile(p / 100) for p in (50, 99)}
+        return {name: x if isfinite(x) else None for name, x in (slack | ratio).items()} | {
+            "sure": self.sure,
+            "longer": self.longer,
+            "levels": {str(level): many for level, many in sorted(self.levels.items())},
+        }
 
 
 class Rate:

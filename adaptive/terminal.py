@@ -9,8 +9,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adaptive.bank import Track
-from adaptive.controller import Answer
+from adaptive.bank import Bank, Track
+from adaptive.controller import MANDATORY, Answer
+from adaptive.governor import NORMAL
 from adaptive.health import Health
 from adaptive.loop import Loop
 from adaptive.settings import EXPERTS, KINDS
@@ -37,6 +38,7 @@ def screen(loop: Loop, now: float) -> RenderableType:
     ready = loop.ready.is_set()
     return Group(
         *([] if ready else [preparing(loop.preparing)]),
+        *(capped(bank) for bank in loop.banks if bank.governor.mode != NORMAL),
         streams(loop.tracks.values(), now),
         losses(loop.tracks.values()),
         alarms(loop.tracks.values()),
@@ -47,6 +49,13 @@ def screen(loop: Loop, now: float) -> RenderableType:
 def preparing(done: str) -> Text:
     """What is said while the models are being made."""
     text = f"Preparing the models ({done or 'starting'}); until then answers are mandatory scores."
+    return Text(text, style="yellow")
+
+
+def capped(bank: Bank) -> Text:
+    """What is said while a governor trusts its model less than usual."""
+    mode, cause = bank.governor.mode.name.lower(), bank.governor.cause
+    text = f"governor of {bank.controller.channels} channels: {mode}, because of: {cause}"
     return Text(text, style="yellow")
 
 
@@ -131,6 +140,8 @@ def summary(loop: Loop, health: Health) -> RenderableType:
         blocks += block(track.stream.name, lines(track))
     if loop.inbox.rejected:
         blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.inbox.rejected)}"]
+    for bank in loop.banks:
+        blocks += block(f"governor, {bank.controller.channels} channels", governed(bank))
     return Group(*blocks, *block("the agent", health.lines()))
 
 
@@ -154,13 +165,32 @@ def lines(track: Track) -> list[tuple[str, str]]:
     return [
         ("received", f"{c.received} = {c.full} full + {c.mandatory} mandatory + {c.given_up} shed"),
         ("full", listed(full)),
+        *([("mandatory", listed(c.reasons))] if c.reasons else []),
         *([("shed", listed(c.shed))] if c.shed else []),
+        *([("missed", listed(c.causes))] if c.causes else []),
+        *([("left out", f"{c.left_out} never seen by the model")] if c.left_out else []),
         ("in time", f"{in_time(c)}, p50 / p99 / p99.9 = {latencies} ms"),
         ("missing", f"{c.missing}, rejected {listed(unread)}"),
         ("alarms", f"{c.alarms}, {c.dismissed} samples kept quiet as dismissed before"),
         ("feedback", f"{said['received']} received, {said['learned']} learned"),
         ("learning", f"{c.learn_steps} gradient steps, {c.learn_rejected} undone"),
         ("forecast", loss(track)),
+    ]
+
+
+def governed(bank: Bank) -> list[tuple[str, str]]:
+    """What is said in the end of a bank's calls and their governor, as name and text."""
+    calls, levels = bank.calls, bank.controller.levels
+    names = {MANDATORY: "for the memory"} | {n: level.name for n, level in enumerate(levels)}
+    took = " / ".join(f"{calls.ratio.quantile(q):.2f}" for q in (0.5, 0.99))
+    slack = " / ".join(f"{1e3 * calls.slack.quantile(q):.1f}" for q in (0.01, 0.5))
+    changes = [f"{mode.name} ({cause})" if cause else mode.name for _, mode, cause in bank.changes]
+    return [
+        ("calls", listed({names[k]: many for k, many in sorted(calls.levels.items())})),
+        ("slack", f"p1 / p50 = {slack} ms"),
+        ("took", f"p50 / p99 = {took} times what was expected"),
+        ("late", f"{calls.longer} of {calls.sure} calls that were to be in time"),
+        *([("modes", ", ".join(changes))] if changes else []),
     ]
 
 

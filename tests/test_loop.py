@@ -227,6 +227,10 @@ def run(virtual_time, *args, seconds=1e6, **fields):
         async with asyncio.timeout(seconds):
             await net.run()
         net.check()
+        for counters in (track.counters for track in net.tracks.values()):
+            assert sum(counters.causes.values()) == counters.missed
+            if not counters.shed:
+                assert sum(counters.reasons.values()) == counters.mandatory
         return net
 
     net = virtual_time.run(main())

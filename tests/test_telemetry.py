@@ -1,12 +1,13 @@
 import json
 import math
+from math import inf
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive.telemetry import Counters, Quantiles, Rate, total
+from adaptive.telemetry import Calls, Counters, Quantiles, Rate, total
 
 events = st.lists(
     st.sampled_from(["arrive", "arrive", "full", "mandatory", "shed", "again"]), max_size=60
@@ -180,3 +181,26 @@ def test_a_restored_rate_goes_on_under_another_clock():
         rate.add(0.1 * n)
     other.restore(json.loads(json.dumps(rate.snapshot())), now=1e6)
     assert other.at(1e6) == pytest.approx(rate.at(0.1 * 499))
+
+
+def test_calls_say_what_they_had_what_was_expected_and_what_they_took():
+    calls = Calls()
+    calls.add(2, True, 0.010, 0.004, 0.005)
+    calls.add(2, True, 0.010, 0.004, 0.012)  # longer than there was
+    calls.add(0, False, 0.002, 0.001, 0.003)  # a try
+    calls.add(-1, False, inf, 0.002, 0.002)  # for no answer
+    told = calls.snapshot()
+    assert (told["sure"], told["longer"], told["levels"]) == (2, 1, {"-1": 1, "0": 1, "2": 2})
+    assert told["slack_p50_ms"] == pytest.approx(10.0, rel=0.03)
+    assert told["cost_to_expected_p50"] == pytest.approx(1.25, rel=0.03)
+    assert told["cost_to_expected_p99"] == 3.0
+    assert Calls().snapshot()["slack_p1_ms"] is None
+
+
+def test_answers_that_came_late_are_told_by_whose_fault_it_was():
+    counters = Counters()
+    for sequence, (slack, published) in enumerate([(0.01, 0.02), (-0.01, 0.02), (-0.02, -0.01)]):
+        counters.arrived(sequence, float(sequence))
+        counters.answered(0, slack, published)
+    assert counters.causes == {"sink": 1, "late": 1}
+    assert Counters.restore(counters.snapshot()) == counters
