@@ -4,10 +4,14 @@ import logging
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from math import nan
+from math import inf, nan
+from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaptive import loop as loop_module
 from adaptive import outlet as outlet_module
@@ -22,7 +26,7 @@ from adaptive.settings import Level, empty_block
 from adaptive.sinks import ListSink
 from adaptive.surprise import USUAL
 from sensors.sample import Feedback, Rejected, Sample, Stream, Unavailable
-from sensors.testing import ListSource
+from sensors.testing import ListSource, virtual_run
 from sensors.transforms import Chain
 
 COSTS = (0.0005, 0.001, 0.003)  # [s] of one sample at each level
@@ -787,3 +791,61 @@ def test_alarms_are_counted_and_the_newest_are_kept(virtual_time):
     track = net.tracks["ecg"]
     assert (track.counters.alarms, track.counters.dismissed) == (100, 3)
     assert [result.sample.sequence for result in track.alarms] == list(range(136, 200, 2))
+
+
+moments = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.0, 1e-3, 4e-3, 0.03])), max_size=80
+)
+ranks = st.builds(
+    Rank, st.booleans(), st.sampled_from([(0, 1), (1, 1), (1, 4), (3, 4)]), st.floats(0.5, 4.0)
+)
+
+
+@pytest.mark.slow
+@given(
+    moments,
+    st.lists(ranks, min_size=3, max_size=3),
+    st.lists(st.sampled_from([0.5, 1.0, 4.0, 40.0, inf]), min_size=1, max_size=12),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_whatever_happens_each_sample_is_answered_once_in_its_streams_order(came, ranked, slow):
+    # inf: the model breaks in that call, and is there again a little later.
+    class Shaky(FakeController):
+        calls = 0
+
+        async def beside(self, name, *args):
+            self.calls += 1
+            self.times = slow[self.calls % len(slow)]
+            if self.times == inf:
+                await asyncio.sleep(0.001)
+                raise Lost("it died")
+            return await super().beside(name, *args)
+
+    @dataclass(frozen=True)
+    class Moments(ListSource):
+        async def __aiter__(self):
+            for item, (_, gap) in zip(self.items, came, strict=True):
+                await asyncio.sleep(gap)
+                yield item
+
+    async def prepare():
+        await asyncio.sleep(0.005)
+
+    streams, counts, items = many(3), [0, 0, 0], []
+    for n, _ in came:
+        items.append(sample(counts[n], stream=f"s{n}"))
+        counts[n] += 1
+    sink, controller = HeldSink(), Shaky(3, learn_every=7)
+    source = Moments(streams, tuple(items))
+    time = SimpleNamespace(run=virtual_run)
+    net, _ = run(
+        time, [source], [sink], streams=streams, controller=controller, prepare=prepare,
+        ranks=ranked, deadlines=(0.01, 0.03, 1.0),
+    )  # fmt: skip
+    for stream, many_came in zip(streams, counts, strict=True):
+        numbers = [r.sample.sequence for r in sink if r.sample.stream == stream.name]
+        assert numbers == list(range(many_came))
+        counters = net.tracks[stream.name].counters
+        assert counters.received == counters.full + counters.mandatory == many_came
+        assert counters.missed == 0
+    assert len(source.answers) == len(items)
