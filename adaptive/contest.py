@@ -17,6 +17,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from adaptive.governor import Decision, Governor
+from adaptive.ladder import WORTH_MANDATORY
 from adaptive.policies import (
     Alert,
     Bounded,
@@ -29,6 +30,7 @@ from adaptive.policies import (
     Static,
 )
 from adaptive.scenarios import SCENARIOS, SITES, World, world
+from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Policy, Profile, simulate
 from adaptive.slowdown import CORRECTION, Tail
 
@@ -46,9 +48,7 @@ PROFILE = Profile(
     ),
     0.4e-3,
 )
-# Of the mandatory answer, and of the levels: VUS-PR of anomaly scores, mean over seven groups of
-# recordings: `tests/benchmarks/quality.py DATA --save OUT --only anomaly --level NAME`.
-QUALITY = 0.193, 0.361, 0.502, 0.711
+QUALITY = WORTH_MANDATORY, *(level.worth for level in LADDER)  # and of the levels
 MISS = 1e-3  # share of late answers that is accepted
 OURS, SMALL, MYOPIC, DIST = "governor", "static, smallest", "oracle: calls", "oracle: law"
 

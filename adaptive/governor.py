@@ -3,7 +3,9 @@
 Every sample already has its mandatory answer; the governor spends what time is left on a better
 one. It knows levels only by index and cost (0 is the cheapest compiled level, -1 the mandatory
 answer alone), asks nobody for the time, and is plain Python: deciding and observing together
-must stay below 20 us (`tests/benchmarks/bench_governor.py`).
+must stay below 20 us (`tests/benchmarks/bench_governor.py`). Where an agent has a budget besides
+the deadline, of the levels that are in time the one is taken that is worth most after its price
+(`adaptive.budget`).
 """
 
 from bisect import bisect_left
@@ -13,6 +15,7 @@ from enum import IntEnum
 from math import exp, inf, log
 from typing import NamedTuple
 
+from adaptive.budget import NEVER_WAIT, SKIP, WAIT, Budget, Offer, choose, offer
 from adaptive.ladder import Ladder, highest, ladder
 from adaptive.slowdown import (
     OFTEN,
@@ -41,7 +44,10 @@ NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
 class Decision(NamedTuple):
     """What to do with the head of the queue."""
 
-    level: int  # -1: it will be too late; whatever the model does then, it learns from it
+    # -1, MANDATORY: it will be too late; whatever the model does then, it learns from it.
+    # -2, SKIP: not worth its cost; so many are left out of the model's memory.
+    # -3, WAIT: the quota is used up; the model does nothing for `Governor.wait`.
+    level: int
     batch: int  # how many to take from the head of the queue
     sure: bool = True  # else it is a try: it usually is in time, but not as often as is asked for
 
@@ -57,6 +63,11 @@ class Settings:
         clearance: Going up a level needs this ratio of room to cost; going down needs none.
         recover_ms: How long a failure caps the level [ms]; doubles with each further failure.
         recover_limit_ms: Longest such time [ms].
+        cpu_share: What the agent may take of one core, in the long run; 0: no budget.
+        power_w: What all may take [W], or the agent where that cannot be measured; 0: no budget.
+        watts_per_core: What a busy core takes more than an idle one [W].
+        battery_hours: How long a battery must last from when it is no longer charged [h]; 0: no
+            matter.
     """
 
     epsilon: float = 1e-3
@@ -65,6 +76,10 @@ class Settings:
     clearance: float = 1.1
     recover_ms: float = 500.0
     recover_limit_ms: float = 30_000.0
+    cpu_share: float = 0.0
+    power_w: float = 0.0
+    watts_per_core: float = 3.0
+    battery_hours: float = 0.0
 
     def __post_init__(self):
         wanted = {
@@ -73,7 +88,10 @@ class Settings:
             "utilisation": (0.0 < self.utilisation <= 1.0, "above 0 and at most 1"),
             "clearance": (1.0 <= self.clearance < inf, "1 or more"),
             "recover_ms": (0.0 < self.recover_ms <= self.recover_limit_ms, "in (0, its limit]"),
+            "watts_per_core": (0.0 < self.watts_per_core < inf, "above 0; 1 to 10 is usual"),
         }
+        for name in ("cpu_share", "power_w", "battery_hours"):
+            wanted[name] = 0.0 <= getattr(self, name) < inf, "above 0, or 0 for no such budget"
         for name, (good, what) in wanted.items():
             if not good:
                 raise ValueError(f"governor.{name} must be {what}, got {getattr(self, name)!r}.")
@@ -231,12 +249,20 @@ class Governor:
 
     def __init__(self, settings: Settings | None = None):
         self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0, 0.0)
+        self.offer = Offer((), ())
+        self.budget: Budget | None = None  # None: nothing but time is short
+        self.wait = 0.0  # [s] for which the model does nothing, where the last decision was to WAIT
         self.state = State(Slowdown(), Tail())
 
-    def init(self, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> State:
-        """Start anew from measured nominal costs; see `ladder`."""
+    def init(
+        self,
+        costs: Sequence[Mapping[int, float]] | Sequence[float],
+        worths: Sequence[float] = (),
+    ) -> State:
+        """Start anew from measured nominal costs; see `ladder`, and `offer` for the worths."""
         s = self.settings
         self.ladder = ladder(costs, s.guard_ms, s.clearance, s.epsilon)
+        self.offer = offer(self.ladder, worths if any(worths) else ())
         self.state = State(Slowdown(), Tail())
         return self.state
 
@@ -253,10 +279,42 @@ class Governor:
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """Pick level and batch for the head of the queue; see the function `decide`."""
         self.state, decision = decide(self.settings, self.ladder, self.state, slack, queue, now)
-        return decision
+        if self.budget is None or not queue:
+            return decision
+        return self._afford(self.budget, decision, queue, now)
+
+    def _afford(self, budget: Budget, decision: Decision, queue: int, now: float) -> Decision:
+        """Take what is worth its price, and do not be stopped by a quota."""
+        level, batch, sure = decision
+        price, buckets, self.wait = budget.look(now), self.ladder.buckets, 0.0
+        size = min(bisect_left(buckets, batch), len(buckets) - 1)
+        if price > 0.0:
+            level = choose(self.offer, size, batch, level, price)
+            if level == SKIP:
+                return new(Decision, (SKIP, batch, False))
+        window = budget.window
+        if window is None or now - self.state.observed > NEVER_WAIT * window.period:
+            return new(Decision, (level, batch, sure))
+        room, costs = window.room(now), self.ladder.log_costs
+        base = believed(self.state.slowdown)
+        while level > 0 and exp(costs[size][level] + base) > room:
+            level -= 1
+        need = exp(costs[size][max(level, 0)] + base)
+        if need > room and need > 0.5 * window.limit:  # so many there may never be room for
+            level = 0
+            while size > 0 and need > 0.5 * window.limit:
+                size -= 1
+                need = exp(costs[size][0] + base)
+            batch = min(queue, buckets[size])
+        if need > room:
+            self.wait = window.free(need, now)
+            return new(Decision, (WAIT, 0, False))
+        return new(Decision, (level, batch, sure))
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """Learn from what the call cost [s]; see the function `observe`."""
+        if self.budget is not None:
+            self.budget.look(now)
         self.state = observe(self.settings, self.ladder, self.state, level, batch, cost, now)
 
     def failed(self, cause: str, now: float) -> None:
@@ -276,7 +334,9 @@ class Governor:
             idle: [s] predicted until then, with nothing waiting.
             cost: [s] of the step, nominal.
         """
-        slowdown = self.state.slowdown
+        slowdown, money = self.state.slowdown, self.budget
+        if money is not None and (money.price > 0.0 or cost > money.spare):
+            return False  # it is what goes first
         budget = idle - self.ladder.guard
         if self.state.health.mode != NORMAL or slowdown.hold_left or budget <= 0.0:
             return False

@@ -301,5 +301,6 @@ def test_no_level_is_larger_than_the_model_and_the_last_one_is_full(settings, na
         assert level.memory_samples <= settings.memory_samples
         assert level.window_samples <= settings.window_samples
     full = ladder[-1]
-    assert full == Level("full", settings.memory_samples, settings.window_samples)
+    size = settings.memory_samples, settings.window_samples
+    assert full == Level("full", *size, worth=LADDER[-1].worth)
     assert len({(level.memory_samples, level.window_samples) for level in ladder}) == len(ladder)
