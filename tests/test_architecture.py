@@ -15,11 +15,12 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 # These measure how long something took: the costs of compiled programs, the latency of a replay,
-# what the command line tells of itself. When something is due, only the event loop knows.
+# CPU time, what the command line tells of itself. When something is due, only the event loop knows.
 MEASURES = {
     "adaptive.bench",
     "adaptive.ingest",
     "adaptive.load",
+    "adaptive.meters",
     "adaptive.programs",
     "adaptive.prequential",
     "adaptive.commands",
