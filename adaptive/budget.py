@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY, Ladder, Row
 
-MANDATORY, SKIP, WAIT = -1, -2, -3  # in place of a level; see `adaptive.governor.Decision`
+MANDATORY, SKIP, WAIT = -1, -2, -3  # in place of a level, see `adaptive.governor.Decision`
 PRICE_MOST = log(1000.0)  # ln(1 + price); nothing is worth so much
 REPAY = 4.0  # [s] within which what was spent too much, or saved, is made up for
 # How long it takes to become dear when twice the budget is spent [s], and how much may be saved or
@@ -25,7 +25,6 @@ SPANS = {"cpu": (0.25, 2.0), "energy": (1.0, 10.0), "quota": (0.1, 0.1)}
 # Of a quota, what is aimed at in the long run, and what may be used within a period: calls differ,
 # and what the kernel hands out in slices to each core is used up before it is spent.
 QUOTA_AIM, QUOTA_MOST = 0.9, 0.95
-NEVER_WAIT = 2  # periods without a call after which one is made whatever the window says
 
 
 class Account(NamedTuple):
@@ -145,8 +144,10 @@ def offer(ladder: Ladder, worths: Sequence[float] = ()) -> Offer:
 def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
     """Return what brings most, of the levels up to the highest that is in time.
 
-    What has no time for any level goes through the cheapest all the same, for the model's memory,
-    unless even a level that were in time would not be worth its cost.
+    What has no time for any level goes through the cheapest all the same, for the model's memory.
+    Only what is not even worth that is left out of it. How much worse later answers are for that
+    has not been measured; so that it is the last thing to be saved, a sample that is left out
+    counts as one without any answer, though it has its mandatory one.
 
     Args:
         offer: What can be bought.
@@ -159,12 +160,12 @@ def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
         A level, `MANDATORY`, or `SKIP` if none is worth its cost.
     """
     worths, costs = offer.worths, offer.costs[size]
-    best, most, each = SKIP, worths[0], price / batch
-    for level in range(max(top, 0) + 1):
-        value = worths[level + 1] - each * costs[level]
+    best, most, each = SKIP, 0.0, price / batch
+    for level in range(min(top, 0), top + 1):
+        value = worths[level + 1] - each * costs[max(level, 0)]
         if value >= most:
             best, most = level, value
-    return min(best, top)
+    return best
 
 
 class Budget:
@@ -264,3 +265,13 @@ class Budget:
     def spare(self) -> float:
         """What might be spent at once at the last look, without being stopped [CPU-s]."""
         return self.window.room(self._now) if self.window else inf
+
+
+def described(budget: Budget) -> str:
+    """What was spent of what, and the price."""
+    units = {"cpu": "CPU-s", "energy": "J", "quota": "CPU-s of the quota"}
+    parts = [
+        f"{one.spent:.1f} of {one.granted:.1f} {units[name]}"
+        for name, one in budget.accounts.items()
+    ]
+    return f"{', '.join(parts)}, price {budget.price:.2f}"

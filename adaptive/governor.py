@@ -15,7 +15,7 @@ from enum import IntEnum
 from math import exp, inf, log
 from typing import NamedTuple
 
-from adaptive.budget import NEVER_WAIT, SKIP, WAIT, Budget, Offer, choose, offer
+from adaptive.budget import Budget, Offer, offer
 from adaptive.ladder import Ladder, highest, ladder
 from adaptive.slowdown import (
     OFTEN,
@@ -28,6 +28,7 @@ from adaptive.slowdown import (
     track,
     widen,
 )
+from adaptive.thrift import Want, afford
 
 
 class Mode(IntEnum):
@@ -46,7 +47,7 @@ class Decision(NamedTuple):
 
     # -1, MANDATORY: it will be too late; whatever the model does then, it learns from it.
     # -2, SKIP: not worth its cost; so many are left out of the model's memory.
-    # -3, WAIT: the quota is used up; the model does nothing for `Governor.wait`.
+    # -3, WAIT: to share a call with others, or for a quota; nothing is run for `Governor.wait`.
     level: int
     batch: int  # how many to take from the head of the queue
     sure: bool = True  # else it is a try: it usually is in time, but not as often as is asked for
@@ -281,35 +282,21 @@ class Governor:
         self.state, decision = decide(self.settings, self.ladder, self.state, slack, queue, now)
         if self.budget is None or not queue:
             return decision
-        return self._afford(self.budget, decision, queue, now)
-
-    def _afford(self, budget: Budget, decision: Decision, queue: int, now: float) -> Decision:
-        """Take what is worth its price, and do not be stopped by a quota."""
         level, batch, sure = decision
-        price, buckets, self.wait = budget.look(now), self.ladder.buckets, 0.0
+        buckets, log_costs, _, _, depth = self.ladder
         size = min(bisect_left(buckets, batch), len(buckets) - 1)
-        if price > 0.0:
-            level = choose(self.offer, size, batch, level, price)
-            if level == SKIP:
-                return new(Decision, (SKIP, batch, False))
-        window = budget.window
-        if window is None or now - self.state.observed > NEVER_WAIT * window.period:
-            return new(Decision, (level, batch, sure))
-        room, costs = window.room(now), self.ladder.log_costs
-        base = believed(self.state.slowdown)
-        while level > 0 and exp(costs[size][level] + base) > room:
-            level -= 1
-        need = exp(costs[size][max(level, 0)] + base)
-        if need > room and need > 0.5 * window.limit:  # so many there may never be room for
-            level = 0
-            while size > 0 and need > 0.5 * window.limit:
-                size -= 1
-                need = exp(costs[size][0] + base)
-            batch = min(queue, buckets[size])
-        if need > room:
-            self.wait = window.free(need, now)
-            return new(Decision, (WAIT, 0, False))
-        return new(Decision, (level, batch, sure))
+        slow, late = exp(believed(self.state.slowdown)), exp(margin(self.state.tail, depth))
+        level, batch, self.wait = afford(
+            Want(level, batch, queue, slack - self.ladder.guard, size),
+            self.budget,
+            self.offer,
+            buckets,
+            lambda level, size: slow * exp(log_costs[size][level]),
+            late,
+            now,
+            now - self.state.observed,
+        )
+        return new(Decision, (level, batch, sure and level >= 0))
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """Learn from what the call cost [s]; see the function `observe`."""

@@ -76,33 +76,35 @@ def full(table, rate, length=10.0, seed=1):
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 6.0])
 @pytest.mark.parametrize("cheapest", [10e-6, 150e-6])
 def test_in_the_long_run_what_is_spent_is_the_budget(cheapest, ratio, share):
-    table, rate, length = costs(cheapest, ratio), 150.0, 25.0
+    table, rate, length = costs(cheapest, ratio), 100.0, 25.0
     whole = full(table, rate, length)
     agent = Agent(table, base=0.1 * whole)
     wanted = (0.1 + share) * whole
     agent.budget.limit("cpu", wanted)
     agent.live(length, rate, random.Random(1))
-    assert agent.spent() == pytest.approx(wanted * agent.now, rel=0.02)
-    assert max(agent.levels) >= 0
+    assert agent.spent() <= 1.02 * wanted * agent.now
+    # Less is spent only where that buys all that can be had, once samples share their calls.
+    if agent.spent() < 0.98 * wanted * agent.now:
+        assert agent.levels.count(2) >= 0.98 * len(agent.levels)
 
 
 def test_a_budget_that_is_halved_is_kept_before_and_after():
     table = costs(200e-6, 2.0)
     agent, draw = Agent(table, base=0.02), random.Random(1)
     whole = full(table, 300.0)
-    agent.budget.limit("cpu", 0.02 + 0.8 * whole)
+    agent.budget.limit("cpu", 0.02 + 0.5 * whole)
     agent.live(15.0, 300.0, draw)
     before = agent.spent()
-    assert before == pytest.approx((0.02 + 0.8 * whole) * agent.now, rel=0.02)
-    agent.budget.limit("cpu", 0.01 + 0.4 * whole)
+    assert before == pytest.approx((0.02 + 0.5 * whole) * agent.now, rel=0.02)
+    agent.budget.limit("cpu", 0.01 + 0.25 * whole)
     agent.live(15.0, 300.0, draw)
-    assert agent.spent() - before == pytest.approx((0.01 + 0.4 * whole) * 15.0, rel=0.02)
+    assert agent.spent() - before == pytest.approx((0.01 + 0.25 * whole) * 15.0, rel=0.02)
 
 
 def test_what_is_bought_is_nearly_the_best_that_the_budget_could_buy():
     # Of one sample at a time the best mean worth for a mean cost lies on the concave hull.
     table, worths = costs(200e-6, 2.0), (0.361, 0.502, 0.711)
-    values, dear = (WORTH_MANDATORY, *worths), (0.0, *(row[1] for row in table))
+    values, dear = (0.0, *worths), (0.0, *(row[1] for row in table))
     for share in (0.3, 0.5, 0.8):
         agent = Agent(table, worths=worths)
         budget = share * 100.0 * dear[-1]
@@ -208,7 +210,7 @@ def test_worths_that_are_not_known_rise_with_the_cost_from_the_mandatory_answer_
 def test_what_has_no_time_goes_through_the_cheapest_level_unless_that_is_too_dear():
     made = offer(ladder([1e-3, 2e-3], 0.5, 1.1, 1e-3), [0.4, 0.7])
     assert choose(made, 0, 1, MANDATORY, 0.0) == MANDATORY
-    dear = (0.4 - WORTH_MANDATORY) / 0.5  # it costs half of a full answer
+    dear = WORTH_MANDATORY / 0.5  # it costs half of a full answer
     assert choose(made, 0, 1, MANDATORY, 0.99 * dear) == MANDATORY
     assert choose(made, 0, 1, MANDATORY, 1.01 * dear) == SKIP
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -302,5 +303,5 @@ def test_no_level_is_larger_than_the_model_and_the_last_one_is_full(settings, na
         assert level.window_samples <= settings.window_samples
     full = ladder[-1]
     size = settings.memory_samples, settings.window_samples
-    assert full == Level("full", *size, worth=LADDER[-1].worth)
+    assert replace(full, worth=0.0) == Level("full", *size)
     assert len({(level.memory_samples, level.window_samples) for level in ladder}) == len(ladder)
