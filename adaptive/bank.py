@@ -74,6 +74,7 @@ class Bank:
     queue: deque["Waiting"] = field(default_factory=deque)  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
     unanswered: int = 0
+    left_out: int = 0  # of the model's memory, since the start
     hope: float = 1.0  # share of the model's newest estimates that came in time
     _urgent: list[tuple[float, int, "Waiting"]] = field(default_factory=list)  # a heap
     _numbers: count = field(default_factory=count)  # equal deadlines are met in order of arrival
@@ -89,6 +90,14 @@ class Bank:
         while self._urgent and self._urgent[0][-1].answered:
             heappop(self._urgent)
         return self._urgent[0][-1] if self._urgent else None
+
+    def leave_out(self) -> "Waiting":
+        """Leave the oldest sample out of the model's memory; it is yet to be answered."""
+        waiting = self.queue.popleft()
+        self.controller.skip()
+        waiting.track.counters.left_out += 1
+        self.left_out += 1
+        return waiting
 
     def urgency(self) -> float:
         """The earliest deadline [s]; those who only have to catch up come last."""

@@ -211,9 +211,7 @@ class Loop:
         elif not self._timer or due < self._timer.when():
             self._watch()
         if len(bank.queue) > QUEUE:
-            skipped = bank.queue.popleft()
-            bank.controller.skip()
-            self._publish_up_to(skipped, now)
+            self._publish_up_to(bank.leave_out(), now)
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -240,6 +238,10 @@ class Loop:
         slack = min(head.due - before if head else inf, self._patience(self._shortest))
         decision = bank.governor.decide(slack, len(bank.queue), before)
         level, batch = decision.level, decision.batch
+        if level < MANDATORY:  # a budget is short: some are left out, or all wait
+            for _ in range(batch):
+                self._publish_up_to(bank.leave_out(), before)
+            return await asyncio.sleep(bank.governor.wait)
         if head and level == MANDATORY:
             # What its time allows is there already; the model sees the sample all the same.
             self._publish(head, None, before)

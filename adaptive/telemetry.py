@@ -36,6 +36,8 @@ class Counters:
         dismissed: Samples that would have raised one, had the like not been dismissed.
         learn_steps: Learning steps that landed.
         learn_rejected: Learning steps undone: not finite, or the encoder went back to its anchor.
+        left_out: Samples that were answered, but left out of the model's memory: too many waited,
+            or a budget was too small.
         levels: Answers by level, -1 for the mandatory answer alone.
         newest: The highest sequence number so far; -1 before the first.
         newest_time: [s] the sample clock's time of that.
@@ -58,6 +60,7 @@ class Counters:
     dismissed: int = 0
     learn_steps: int = 0
     learn_rejected: int = 0
+    left_out: int = 0
     levels: dict[int, int] = field(default_factory=dict)
     newest: int = -1
     newest_time: float = -inf

@@ -9,7 +9,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adaptive.bank import Track
+from adaptive.bank import Bank, Track
+from adaptive.budget import described
 from adaptive.controller import Answer
 from adaptive.loop import Loop
 from adaptive.settings import EXPERTS, KINDS
@@ -38,6 +39,7 @@ def screen(loop: Loop, now: float) -> RenderableType:
         *([] if ready else [preparing(loop.preparing)]),
         streams(loop.tracks.values(), now),
         losses(loop.tracks.values()),
+        *spending(loop.banks),
         alarms(loop.tracks.values()),
         Text("Ctrl-C ends.", style="dim"),
     )
@@ -106,6 +108,12 @@ def loss(track: Track) -> str:
     return f"squared error {100 * ratio:.0f} % of that of 'it stays as it is'"
 
 
+def spending(banks: Iterable[Bank]) -> list[Text]:
+    """What was spent of what, where anything but time is limited."""
+    budgets = {id(b): b for bank in banks if (b := bank.governor.budget)}
+    return [Text(f"budget: {described(budget)}", style="dim") for budget in budgets.values()]
+
+
 def alarms(tracks: Iterable[Track]) -> Table:
     """The newest alarms of all streams, newest first."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
@@ -133,6 +141,7 @@ def summary(loop: Loop) -> RenderableType:
         for name, text in lines(track):
             table.add_row(f"  {name}", text)
         blocks += [Text(track.stream.name, style="bold"), table]
+    blocks += spending(loop.banks)
     if loop.rejected:
         blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.rejected)}"]
     return Group(*blocks)
@@ -149,6 +158,7 @@ def lines(track: Track) -> list[tuple[str, str]]:
         ("received", f"{c.received} = {c.full} full + {c.mandatory} mandatory + {c.given_up} shed"),
         ("full", listed(full)),
         *([("shed", listed(c.shed))] if c.shed else []),
+        *([("left out", f"{c.left_out} of the model's memory")] if c.left_out else []),
         ("in time", f"{in_time(c)}, p50 / p99 / p99.9 = {latencies} ms"),
         ("missing", f"{c.missing}, rejected {listed(unread)}"),
         ("alarms", f"{c.alarms}, {c.dismissed} samples kept quiet as dismissed before"),
