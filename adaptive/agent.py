@@ -23,6 +23,7 @@ from adaptive.health import Health
 from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.snapshot import Snapshot, filled
+from adaptive.spending import Spending
 from adaptive.telemetry import Counters
 from sensors.driver import driver
 
@@ -79,6 +80,7 @@ class Agent:
                 prepare=self._prepare if self.process else None,
             )
             self.health = Health(self.loop, self.process is not None)
+            self.spending = Spending(config.governor, self.banks, self._processes)
             learns = bool(config.model.learn_every_samples)
             self._steps = sum(len(bank.controller.levels) + learns + 1 for bank in self.banks)
             if self.path:
@@ -98,6 +100,10 @@ class Agent:
         if self.process:
             # While it compiles it does not see that nobody waits any more.
             self.process.close(None if self._done == self._steps else 0.0)
+
+    def _processes(self) -> list[int]:
+        """Those of which the CPU time counts, besides this one."""
+        return [self.process.child.pid] if self.process else []
 
     # --- getting ready --------------------------------------------------------------------------
 
@@ -145,7 +151,7 @@ class Agent:
     def _start(self, number: int, costs: list[dict[int, float]], learn_cost: float) -> None:
         """Tell a bank's governor what things cost."""
         bank = self.banks[number]
-        bank.governor.init(costs)
+        bank.governor.init(costs, [level.worth for level in bank.controller.levels])
         if self._governors:
             bank.governor.restore(self._governors[number])
         bank.learn_cost = learn_cost
@@ -165,6 +171,7 @@ class Agent:
                     beside.append(group.create_task(self.config.connection.run()))
                 if self.path:
                     beside.append(group.create_task(self._save_regularly(self.path)))
+                beside.append(group.create_task(self.spending.run(self.loop.ready)))
                 await self.loop.run()
                 for task in beside:
                     task.cancel()

@@ -9,8 +9,9 @@ import numpy as np
 
 from adaptive.backlog import Backlog, Line
 from adaptive.controller import MANDATORY, Controller, Queued
+from adaptive.decision import NORMAL, Mode
 from adaptive.feedback import Matches, Pending
-from adaptive.governor import NORMAL, Governor, Mode
+from adaptive.governor import Governor
 from adaptive.sinks import Result
 from adaptive.telemetry import Calls, Counters, Quantiles, Rate
 from sensors.sample import Feedback, Sample, Source, Stream
@@ -78,6 +79,7 @@ class Bank:
     )
     backlog: "Backlog[Waiting]" = field(default_factory=lambda: Backlog())  # answered or not
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
+    left_out: int = 0  # of the model's memory, since the start
 
     def urgency(self) -> float:
         """When the first answer is due [s]; those who only have to catch up come last."""

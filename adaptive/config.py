@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import msgspec
 
 from adaptive.backlog import Rank
-from adaptive.governor import Settings
+from adaptive.decision import Settings
 from adaptive.settings import Alarms, Model
 from sensors import plugins
 from sensors.mqtt import Broker, Connection

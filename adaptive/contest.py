@@ -16,7 +16,10 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from adaptive.governor import Decision, Governor
+from adaptive.budget import Budget
+from adaptive.decision import Decision
+from adaptive.governor import Governor
+from adaptive.ladder import WORTH_MANDATORY
 from adaptive.policies import (
     Alert,
     Bounded,
@@ -29,6 +32,7 @@ from adaptive.policies import (
     Static,
 )
 from adaptive.scenarios import SCENARIOS, SITES, World, world
+from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Policy, Profile, simulate
 from adaptive.slowdown import CORRECTION, Tail
 
@@ -46,9 +50,7 @@ PROFILE = Profile(
     ),
     0.45e-3,
 )
-# Of the mandatory answer, and of the levels: VUS-PR of anomaly scores, mean over seven groups of
-# recordings: `tests/benchmarks/quality.py DATA --save OUT --only anomaly --level NAME`.
-QUALITY = 0.193, 0.361, 0.502, 0.711
+QUALITY = WORTH_MANDATORY, *(level.worth for level in LADDER)  # and of the levels
 MISS = 1e-3  # share of late answers that is accepted
 OURS, SMALL, MYOPIC, DIST = "governor", "static, smallest", "oracle: calls", "oracle: law"
 
@@ -103,9 +105,18 @@ def policies(given: World) -> dict[str, Callable[[], Policy]]:
         for row in PROFILE.costs
     ]
 
+    def budget() -> Budget | None:
+        made = Budget(lambda: 0.0)
+        for _, share in given.budgets[:1]:
+            made.limit("cpu", share)
+        if given.quota:
+            made.stop_at(*given.quota)
+        return made if made else None
+
     def governor(part: str = "") -> Governor:
         made = Without(part) if part else Governor()
-        made.init(costs)
+        made.init(costs, QUALITY[1:])
+        made.budget = budget()
         return made
 
     scatter = np.quantile(given.noise, 1 - MISS, axis=0).tolist()
@@ -121,8 +132,8 @@ def policies(given: World) -> dict[str, Callable[[], Policy]]:
         "AIMD": lambda: Bounded(PROFILE, slower),
         "PID": lambda: Pid(PROFILE, slower),
         "SlackFit": lambda: Expecting(PROFILE, slower),
-        DIST: lambda: Distribution(PROFILE, slower, scatter),
-        MYOPIC: lambda: Oracle(PROFILE, slower),
+        DIST: lambda: Distribution(PROFILE, slower, budget(), QUALITY, scatter),
+        MYOPIC: lambda: Oracle(PROFILE, slower, budget(), QUALITY),
     }
     return others | {f"without {part}": partial(governor, part) for part in PARTS}
 
@@ -185,6 +196,8 @@ class Judged(NamedTuple):
     missed: float  # share of all answers that came after their deadline
     unmissed: float  # the same of the oracle that knows each call
     learned: float  # share of the gradient steps that were due
+    spent: float  # share of what budgets allow; NaN where there is none
+    skipped: float  # share of the samples left out of the model's memory
 
 
 def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
@@ -213,10 +226,12 @@ def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
         missed,
         unmissed,
         share(name, "learned", "owed"),
+        share(name, "spent", "granted") if all(each[name].granted for each in found) else np.nan,
+        share(name, "skipped", "samples"),
     )
 
 
-COLUMNS = "quality", "law", "calls", "late %", "missed", "oracle", "learned"
+COLUMNS = "quality", "law", "calls", "late %", "missed", "oracle", "learned", "spent"
 
 
 def row(judged: Judged) -> list[str]:
@@ -224,7 +239,8 @@ def row(judged: Judged) -> list[str]:
     shares = [f"{one:.3f}" for one in judged[:4]]
     shares[3] = f"{100 * judged.late:.3f}"
     missed = [f"{100 * one:.2f}" for one in (judged.missed, judged.unmissed)]
-    return [*shares, *missed, f"{100 * judged.learned:.0f} %"]
+    spent = "-" if np.isnan(judged.spent) else f"{100 * judged.spent:.1f}"
+    return [*shares, *missed, f"{100 * judged.learned:.0f} %", spent]
 
 
 def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
@@ -232,7 +248,7 @@ def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
     about = (
         "quality, to the oracle's that knows each call; gap closed to the one that knows the law, "
         "and to that one; refined answers late [%]; answers missed, and by that oracle [%]; "
-        "gradient steps of those due"
+        "gradient steps of those due; what was spent of a budget [%]"
     )
     yield table(f"the governor, by scenario and site: {about}", by_scenario(found))
     names = [name for name in found[0][1] if name not in (MYOPIC, DIST)]

@@ -3,289 +3,32 @@
 Every sample already has its mandatory answer; the governor spends what time is left on a better
 one. It knows levels only by index and cost (0 is the cheapest compiled level, -1 the mandatory
 answer alone), asks nobody for the time, and is plain Python: deciding and observing together
-must stay below 20 us (`tests/benchmarks/bench_governor.py`).
+must stay below 20 us (`tests/benchmarks/bench_governor.py`). Where an agent has a budget besides
+the deadline, of the levels that are in time the one is taken that is worth most after its price
+(`adaptive.budget`).
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from math import exp, inf, log
-from typing import NamedTuple
+from math import exp
 
-from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
-from adaptive.ladder import Ladder, highest, ladder
-from adaptive.slowdown import (
-    OFTEN,
-    STEP,
-    Slowdown,
-    Tail,
-    believed,
-    margin,
-    new,
-    track,
-    widen,
+from adaptive.budget import Budget, Offer, offer
+from adaptive.decision import (
+    NORMAL,
+    Decision,
+    Mode,
+    Settings,
+    State,
+    at_most,
+    decide,
+    decide_among,
+    fail,
+    observe,
 )
-
-
-class Mode(IntEnum):
-    """How far the governor trusts the compiled levels."""
-
-    NORMAL = 0  # every level
-    DEGRADED = 1  # the cheapest compiled level at most
-    FALLBACK = 2  # nothing is counted on: the mandatory answer alone
-
-
-NORMAL, DEGRADED, FALLBACK = Mode  # an enumeration is slow to look into
-
-
-class Decision(NamedTuple):
-    """What to do with the head of the queue."""
-
-    level: int  # -1: it will be too late; the model sees so many samples all the same, at level 0
-    batch: int  # how many to take from the head of the queue
-    sure: bool = True  # else it is a try: it usually is in time, but not as often as is asked for
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the governor aims at.
-
-    Attributes:
-        epsilon: Accepted share of refined answers that come too late.
-        guard_ms: Kept free for publishing [ms].
-        utilisation: Share of the slack that draining a backlog may take.
-        clearance: Going up a level needs this ratio of room to cost; going down needs none.
-        recover_ms: How long a failure caps the level [ms]; doubles with each further failure.
-        recover_limit_ms: Longest such time [ms].
-    """
-
-    epsilon: float = 1e-3
-    guard_ms: float = 0.5
-    utilisation: float = 0.85
-    clearance: float = 1.1
-    recover_ms: float = 500.0
-    recover_limit_ms: float = 30_000.0
-
-    def __post_init__(self):
-        wanted = {
-            "epsilon": (0.0 < self.epsilon < OFTEN, f"between 0 and {OFTEN}; 0.001 is usual"),
-            "guard_ms": (0.0 <= self.guard_ms < inf, "0 or more"),
-            "utilisation": (0.0 < self.utilisation <= 1.0, "above 0 and at most 1"),
-            "clearance": (1.0 <= self.clearance < inf, "1 or more"),
-            "recover_ms": (0.0 < self.recover_ms <= self.recover_limit_ms, "in (0, its limit]"),
-        }
-        for name, (good, what) in wanted.items():
-            if not good:
-                raise ValueError(f"governor.{name} must be {what}, got {getattr(self, name)!r}.")
-
-
-class Health(NamedTuple):
-    """The mode, and what it takes to leave it."""
-
-    mode: Mode = Mode.NORMAL
-    cause: str = ""  # a short constant; empty when NORMAL
-    until: float = -inf  # [s] the mode lasts until then at least
-    backoff: float = 0.0  # [s] how long the last one lasted
-
-
-class State(NamedTuple):
-    """All that the governor remembers."""
-
-    slowdown: Slowdown
-    tail: Tail
-    budget: float = 0.0  # [s] that the last decision had for its call
-    level: int = -1  # of the last decision
-    sure: bool = False  # whether it was
-    observed: float = -inf  # [s] time of the last completion
-    interval: float = 0.0  # [s] typical time between completions
-    late: float = 0.0  # running share of sure calls that were late, over about 1000
-    health: Health = Health()
-
-
-def decide(
-    settings: Settings,
-    ladder: Ladder,
-    state: State,
-    slack: float,
-    queue: int,
-    now: float,
-    most: int | None = None,
-) -> tuple[State, Decision]:
-    """Pick the highest level that fits what slack is left, with the margin of the tail.
-
-    The batch is all of the queue that a bucket holds. When not even the cheapest level fits for
-    so many, fewer are taken at it; when with the margin it does not fit for any, but usually would
-    for all, it is tried. With more waiting than one batch holds, the typical cost of draining the
-    whole queue must fit too, unless the level is the cheapest. So for a given state the level never
-    falls when the slack grows.
-
-    Args:
-        settings: What to aim at.
-        ladder: Nominal costs.
-        state: What was learned from earlier completions.
-        slack: [s] left until the earliest deadline in the queue.
-        queue: How many wait, the head included.
-        now: [s].
-        most: The highest level that may be taken; any if None.
-    """
-    slowdown, tail, _, last, _, observed, interval, late, health = state
-    mode = health.mode
-    if mode == DEGRADED and now >= health.until:
-        mode, health = NORMAL, health._replace(mode=NORMAL, cause="")
-    buckets, log_costs, guard, clear, depth = ladder
-    base = believed(slowdown)
-    budget = slack - guard
-    level, batch, sure = -1, min(queue, buckets[-1]), False
-    if budget > 0.0 and queue > 0 and mode != FALLBACK:
-        whole = bisect_left(buckets, queue)
-        if whole == len(buckets):
-            whole -= 1
-        usual = log(budget) - base
-        room = usual - margin(tail, depth)
-        cap = 0 if mode == DEGRADED else len(log_costs[0]) - 1
-        if most is not None and most < cap:
-            cap = most
-        level = highest(log_costs[whole], room, cap, last, clear)
-        if level > 0 and queue > buckets[whole]:
-            rounds = -(-queue // buckets[whole])
-            spare = log(settings.utilisation * budget / rounds) - base
-            level = max(0, highest(log_costs[whole], spare, level, last, clear))
-        size, sure = whole, level >= 0
-        while level < 0 and size > 0:
-            size -= 1
-            if log_costs[size][0] <= room:
-                level, sure = 0, True
-        if level < 0 and log_costs[whole][0] <= usual:
-            level, size = 0, whole
-        if level >= 0:
-            batch = min(queue, buckets[size])
-    if slowdown.hold_left and queue > 0:
-        slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
-    state = new(State, (slowdown, tail, budget, level, sure, observed, interval, late, health))
-    return state, new(Decision, (level, batch, sure))
-
-
-def decide_among(
-    settings: Settings,
-    ladder: Ladder,
-    state: State,
-    slack: float,
-    queue: int,
-    now: float,
-    demand: Demand,
-) -> tuple[State, Decision, Whom]:
-    """Decide where some streams are critical, or may not miss one more answer (`adaptive.demand`).
-
-    Args:
-        settings: What to aim at.
-        ladder: Nominal costs.
-        state: What was learned from earlier completions.
-        slack: [s] left until the earliest deadline in the queue.
-        queue: How many wait, the head included.
-        now: [s].
-        demand: What of the queue is not like the rest.
-
-    Returns:
-        The new state, the decision, and of which streams to take samples.
-    """
-    critical, pressed, room, strained = demand
-    about, top, most = (settings, ladder, state), len(ladder.log_costs[0]) - 1, None
-    if not critical.size:
-        if not strained and room < slack:
-            after, found = decide(*about, room, queue, now)
-            if found.level > 0:
-                return after._replace(budget=slack - ladder.guard), found, EVERYONE
-        most = 0 if strained or room < slack else None
-    after, found = decide(*about, slack, queue, now, most)
-    whom, whole = EVERYONE, found.level >= 0 and found.sure and found.batch == queue
-    if critical.size and not (whole and found.level == top):
-        left = critical.slack
-        if pressed.size:
-            left = min(left, pressed.slack - at_most(ladder, state, 0, pressed.size))
-        after, found = decide(*about, left, critical.size, now)
-        whom, whole = CRITICAL, found.level >= 0
-    if pressed.size and not whole:
-        after, found = decide(*about, pressed.slack, pressed.size, now, 0)
-        whom = PRESSED
-    if whom == EVERYONE and found.level < 0:
-        fit = [n for n in ladder.buckets if at_most(ladder, state, 0, n) <= room]
-        found = found._replace(batch=min(queue, fit[-1] if fit else 1))
-    return after, found, whom
-
-
-def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:
-    """What a call made now costs, but for a share of epsilon [s]."""
-    size = min(bisect_left(ladder.buckets, batch), len(ladder.buckets) - 1)
-    typical = ladder.log_costs[size][level] + believed(state.slowdown)
-    return exp(typical + margin(state.tail, ladder.depth))
-
-
-def observe(
-    settings: Settings,
-    ladder: Ladder,
-    state: State,
-    level: int,
-    batch: int,
-    cost: float,
-    now: float,
-) -> State:
-    """Learn from what a call really cost: `z = ln(cost / nominal)`.
-
-    Every call informs every level, by the shared slowdown. The margin is corrected by what counts:
-    how often a call that was sure to be in time was late. Ten times as often as accepted caps the
-    level for a while (DEGRADED).
-
-    Args:
-        settings: What to aim at.
-        ladder: Nominal costs.
-        state: After the decision.
-        level: The level that ran; nothing is learned from -1.
-        batch: How many were in the call.
-        cost: [s] of wall time until the result was on the host; nothing is learned from none.
-        now: [s] when the call ended.
-    """
-    if level < 0 or not 1e-9 < cost < 1e6:
-        return state
-    slowdown, tail, budget, last, sure, observed, interval, share, health = state
-    buckets, log_costs, _, _, _ = ladder
-    size = bisect_left(buckets, batch)
-    if size == len(buckets):
-        size -= 1
-    z = log(cost) - log_costs[size][level]
-    # The slowdown drifts with the time since the last completion, in units of the usual time.
-    elapsed = now - observed if observed > -inf else interval
-    interval += 0.05 * (elapsed - interval)
-    age = elapsed / interval if interval > 0.0 else 1.0
-    age = 1.0 if age < 1.0 else 20.0 if age > 20.0 else age
-
-    epsilon = settings.epsilon
-    late = cost > budget
-    slowdown, residual, kind = track(slowdown, z, age, not sure)
-    tail = widen(tail, residual, kind, late, not sure, epsilon)
-    if not sure:
-        if health.mode == FALLBACK and now >= health.until:
-            health = health._replace(mode=DEGRADED, until=now + health.backoff)
-    else:
-        share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
-        if share > 10 * epsilon and health.mode == NORMAL:
-            health, share = _worse(settings, health, DEGRADED, "late", now), 0.0
-    return new(State, (slowdown, tail, budget, last, sure, now, interval, share, health))
-
-
-def _worse(settings: Settings, health: Health, mode: Mode, cause: str, now: float) -> Health:
-    """Enter a worse mode, for twice as long as the last time unless that was long ago."""
-    first = 1e-3 * settings.recover_ms
-    again = health.mode != NORMAL or now - health.until <= health.backoff
-    backoff = min(2 * health.backoff, 1e-3 * settings.recover_limit_ms) if again else first
-    return Health(mode, cause, now + backoff, backoff)
-
-
-def fail(settings: Settings, state: State, cause: str, now: float) -> State:
-    """Cap the level after a failed call: first the cheapest level, then mandatory answers."""
-    mode = DEGRADED if state.health.mode == NORMAL else FALLBACK
-    health = _worse(settings, state.health, mode, cause, now)
-    return state._replace(health=health)
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
+from adaptive.ladder import Ladder, ladder
+from adaptive.slowdown import Slowdown, Tail, believed, margin, new
+from adaptive.thrift import Want, afford
 
 
 class Governor:
@@ -296,40 +39,76 @@ class Governor:
 
     def __init__(self, settings: Settings | None = None):
         self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0, 0.0)
+        self.offer = Offer((), ())
+        self.budget: Budget | None = None  # None: nothing but time is short
+        self.wait = 0.0  # [s] for which the model does nothing, where the last decision was to WAIT
         self.state = State(Slowdown(), Tail())
 
-    def init(self, costs: Sequence[Mapping[int, float]] | Sequence[float]) -> State:
-        """Start anew from measured nominal costs; see `ladder`."""
+    def init(
+        self,
+        costs: Sequence[Mapping[int, float]] | Sequence[float],
+        worths: Sequence[float] = (),
+    ) -> State:
+        """Start anew from measured nominal costs; see `ladder`, and `offer` for the worths."""
         s = self.settings
         self.ladder = ladder(costs, s.guard_ms, s.clearance, s.epsilon)
+        self.offer = offer(self.ladder, worths if any(worths) else ())
         self.state = State(Slowdown(), Tail())
         return self.state
 
     @property
     def mode(self) -> Mode:
         """The present mode."""
-        return self.state.health.mode
+        return self.state.trust.mode
 
     @property
     def cause(self) -> str:
         """Why the mode is not NORMAL, a short constant; empty if it is."""
-        return self.state.health.cause
+        return self.state.trust.cause
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """Pick level and batch for the head of the queue; see the function `decide`."""
         self.state, decision = decide(self.settings, self.ladder, self.state, slack, queue, now)
-        return decision
+        return decision if self.budget is None else self._afford(decision, slack, queue, now)
 
     def decide_among(
         self, slack: float, queue: int, now: float, demand: Demand
     ) -> tuple[Decision, Whom]:
         """Decide where streams are not equal; see the function `decide_among`."""
-        about = self.settings, self.ladder, self.state, slack, queue, now, demand
+        apart = self.budget is not None and self.budget.price > 0.0
+        about = self.settings, self.ladder, self.state, slack, queue, now, demand, apart
         self.state, decision, whom = decide_among(*about)
+        if self.budget is not None:
+            many = {CRITICAL: demand.critical.size, PRESSED: demand.pressed.size}.get(whom, queue)
+            decision = self._afford(decision, slack, many, now, exempt=whom != EVERYONE)
         return decision, whom
+
+    def _afford(
+        self, decision: Decision, slack: float, queue: int, now: float, *, exempt: bool = False
+    ) -> Decision:
+        """What of a decision the budget allows; see `adaptive.thrift`."""
+        if self.budget is None or not queue:
+            return decision
+        level, batch, sure = decision
+        buckets, log_costs, _, _, depth = self.ladder
+        size = min(bisect_left(buckets, batch), len(buckets) - 1)
+        slow, late = exp(believed(self.state.slowdown)), exp(margin(self.state.tail, depth))
+        level, batch, self.wait = afford(
+            Want(level, batch, queue, slack - self.ladder.guard, size, exempt),
+            self.budget,
+            self.offer,
+            buckets,
+            lambda level, size: slow * exp(log_costs[size][level]),
+            late,
+            now,
+            now - self.state.observed,
+        )
+        return new(Decision, (level, batch, sure and level >= 0))
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """Learn from what the call cost [s]; see the function `observe`."""
+        if self.budget is not None:
+            self.budget.look(now)
         self.state = observe(self.settings, self.ladder, self.state, level, batch, cost, now)
 
     def failed(self, cause: str, now: float) -> None:
@@ -349,9 +128,11 @@ class Governor:
             idle: [s] predicted until then, with nothing waiting.
             cost: [s] of the step, nominal.
         """
-        slowdown = self.state.slowdown
+        slowdown, money = self.state.slowdown, self.budget
+        if money is not None and (money.price > 0.0 or cost > money.spare):
+            return False  # it is what goes first
         budget = idle - self.ladder.guard
-        if self.state.health.mode != NORMAL or slowdown.hold_left or budget <= 0.0:
+        if self.state.trust.mode != NORMAL or slowdown.hold_left or budget <= 0.0:
             return False
         return cost * exp(slowdown.mean + margin(self.state.tail, self.ladder.depth)) <= budget
 

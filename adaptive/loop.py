@@ -20,8 +20,8 @@ from typing import Any
 
 from adaptive.bank import Bank, Origin, Track, Waiting
 from adaptive.controller import MANDATORY, Estimate
+from adaptive.decision import Decision
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
-from adaptive.governor import Decision
 from adaptive.inbox import Inbox
 from adaptive.outlet import RETRY_CAP, Outlet, pause
 from adaptive.sinks import Result, Sink
@@ -174,8 +174,7 @@ class Loop:
         # With the model at work it cannot keep up: to go on from now is better than to lag on.
         drop = len(line.queue) - 1 if ready and len(line.queue) > 2 * most else 0
         for _ in range(drop or (not ready and len(line.queue) > most)):
-            self._publish_all(track, now, "behind", bank.backlog.drop(line))
-            track.counters.left_out += 1
+            self._leave_out(bank, bank.backlog.drop(line), now, "behind")
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -201,6 +200,10 @@ class Loop:
         (level, batch, sure), whom = self._decide(bank, before)
         due = bank.urgency()
         wanted = level if due < inf else MANDATORY  # for no answer, but for the model's memory
+        if level < MANDATORY:  # a budget is short: some are left out, or all wait
+            for waiting in backlog.take(batch, whom, short=True):
+                self._leave_out(bank, waiting, before, "budget")
+            return await asyncio.sleep(bank.governor.wait)
         if level == MANDATORY:
             # What its time allows is there already; the model sees the sample all the same.
             if whom == EVERYONE and (head := backlog.head()):
@@ -284,6 +287,12 @@ class Loop:
             while (head := bank.backlog.head()) and head.due <= now:
                 self._publish(head, None, now, "longer" if head.line.taken else "waited")
         self._watch()
+
+    def _leave_out(self, bank: Bank, waiting: Waiting, now: float, why: str) -> None:
+        """Answer a sample that the model will not see."""
+        self._publish_all(waiting.track, now, why, waiting)
+        waiting.track.counters.left_out += 1
+        bank.left_out += 1
 
     def _publish_all(self, track: Track, now: float, why: str, last: Waiting | None = None) -> None:
         """Publish what there is for a stream's samples, in their order, up to the last."""

@@ -12,8 +12,11 @@ References:
 from collections.abc import Sequence
 from math import erf, exp, inf, sqrt
 
-from adaptive.governor import Decision
+from adaptive.budget import Budget, offer
+from adaptive.decision import Decision
+from adaptive.ladder import ladder
 from adaptive.simulation import Ahead, Profile
+from adaptive.thrift import Want, afford
 
 GUARD = 0.5e-3  # [s] as the governor's
 UTILISATION = 0.85  # of the slack, where a backlog is drained
@@ -242,9 +245,33 @@ class Pid(Bounded):
 
 
 class Oracle(Expecting):
-    """Knows how long this very call would take at every level."""
+    """Knows how long this very call would take at every level.
+
+    It has the same budgets as the governor, and keeps them in the same way.
+    """
 
     ahead: Ahead
+
+    def __init__(
+        self,
+        profile: Profile,
+        slower: float = 1.0,
+        budget: Budget | None = None,
+        quality: Sequence[float] = (),
+    ):
+        """Know what may be spent.
+
+        Args:
+            profile: Of the levels.
+            slower: As measured here.
+            budget: None where nothing but time is short.
+            quality: Of the mandatory answer, and of each level.
+        """
+        super().__init__(profile, slower)
+        self.budget, self.wait, self.called = budget, 0.0, -inf
+        table = [dict(zip(profile.sizes, row, strict=True)) for row in self.nominal]
+        rungs = ladder(table, 0.0, 1.0, 1e-3)
+        self.offer = offer(rungs, quality[1:])
 
     def attach(self, ahead: Ahead) -> None:
         """Get to know the world."""
@@ -252,6 +279,30 @@ class Oracle(Expecting):
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`: the highest level after which what is left can still be had."""
+        level, batch, sure = self.fitting(slack, queue, now)
+        if self.budget is None:
+            return Decision(level, batch, sure)
+        batch = batch if level >= 0 else min(queue, self.profile.sizes[-1])
+        level, batch, self.wait = afford(
+            Want(level, batch, queue, slack, self.profile.of(batch)),
+            self.budget,
+            self.offer,
+            self.profile.sizes,
+            lambda level, size: self.nominal[level][size] * exp(self.ahead.slow()),
+            1.0,
+            now,
+            now - self.called,
+        )
+        return Decision(level, batch, sure)
+
+    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
+        """As a `Policy`: what was spent is known."""
+        self.called = now
+        if self.budget is not None:
+            self.budget.look(now)
+
+    def fitting(self, slack: float, queue: int, now: float) -> Decision:
+        """The same, if nothing but time is short."""
         sizes = self.profile.sizes
         for size in range(self.profile.of(queue), -1, -1):
             batch = min(queue, sizes[size])
@@ -277,15 +328,24 @@ class Oracle(Expecting):
 class Distribution(Oracle):
     """Knows how slow all is now, and how calls scatter about it, but not this one."""
 
-    def __init__(self, profile: Profile, slower: float = 1.0, scatter: Sequence[float] = ()):
+    def __init__(
+        self,
+        profile: Profile,
+        slower: float = 1.0,
+        budget: Budget | None = None,
+        quality: Sequence[float] = (),
+        scatter: Sequence[float] = (),
+    ):
         """Know the scatter.
 
         Args:
             profile: Of the levels.
             slower: As measured here.
+            budget: None where nothing but time is short.
+            quality: Of the mandatory answer, and of each level.
             scatter: Of each level the quantile that is reckoned with [nats].
         """
-        super().__init__(profile, slower)
+        super().__init__(profile, slower, budget, quality)
         self.scatter = scatter
 
     def end(self, level: int, batch: int, now: float) -> float:

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from adaptive.controller import MANDATORY, Answer, Controller, Estimate
+from adaptive.decision import Settings
 from adaptive.feedback import Pending
-from adaptive.governor import Governor, Settings
+from adaptive.governor import Governor
 from sensors.sample import Feedback
 
 

@@ -6,12 +6,14 @@ call would take at any time: at a level v, begun at t for the sample n,
     cost = nominal[v, batch] exp(slow(t) + noise[n, v]),
 
 and what stops altogether meanwhile. As that does not depend on what is decided, policies can be
-compared on the very same world, and an oracle can look it up.
+compared on the very same world, and an oracle can look it up. How much may be spent does: what is
+used of a quota is counted as it is used.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +22,7 @@ from adaptive.traces import HELD_OUT, LOADS, TUNING, trace
 
 TICK = 1e-3  # [s] of the slowdown's grid
 SPREAD = 0.04  # of the noise of a call [nats]
+AMPLE = 0.6  # of a core: a budget that is nearly enough
 TAIL, TAIL_SCALE = 0.002, 0.5  # share of calls that take longer by an exponential, and its mean
 
 
@@ -32,12 +35,20 @@ class Site:
     rate_hz: float  # of each
     deadline: float  # [s]
     slower: float  # than the machine whose costs are nominal
+    base: float = 0.15  # of a core: what the agent takes beside the model
 
 
 # A small board is slower by itself.
 GATEWAY = Site("gateway", 512, 16.0, 15e-3, 1.0)
 BEDSIDE = Site("bedside", 4, 125.0, 15e-3, 3.0)
 SITES = GATEWAY, BEDSIDE
+
+
+class Quota(NamedTuple):
+    """How much CPU time all of the agent may take in each period; then it stops until the next."""
+
+    cpu: float  # [s]
+    period: float  # [s]
 
 
 @dataclass(frozen=True)
@@ -48,10 +59,12 @@ class World:
     deadlines: Float[np.ndarray, " samples"]  # [s] from arrival
     slow: Float[np.ndarray, " ticks"]  # [nats] of all levels
     noise: Float[np.ndarray, "samples levels"]  # [nats] of a call, by its first sample
-    stalls: tuple[tuple[float, float], ...] = ()  # [s] from, to: nothing runs at all
     pauses: tuple[tuple[float, float], ...] = ()  # [s] the model's process does not run
     crashes: tuple[tuple[float, float], ...] = ()  # [s] its process dies, until it is there again
     slower: float = 1.0  # than nominal
+    base: float = 0.0  # of a core: what the agent takes beside the model
+    quota: Quota | None = None
+    budgets: tuple[tuple[float, float], ...] = ()  # [s] from when on, of a core: for all it does
 
     @property
     def length(self) -> float:
@@ -71,7 +84,8 @@ def quiet(site: Site, levels: int, samples: int, rng: np.random.Generator) -> Wo
     outliers = rng.random((samples, 1)) < TAIL
     noise = noise + outliers * rng.exponential(TAIL_SCALE, (samples, 1))
     deadlines = np.full(samples, site.deadline)
-    return World(arrivals, deadlines, np.zeros(ticks), noise, slower=site.slower)
+    slow = np.zeros(ticks)
+    return World(arrivals, deadlines, slow, noise, slower=site.slower, base=site.base)
 
 
 def at(world: World, *shares: float) -> list[float]:
@@ -142,11 +156,13 @@ def collections(world: World, _: np.random.Generator) -> World:
 
 
 def quota(world: World, _: np.random.Generator) -> World:
-    """A quota of half of the CPU: for a while everything runs 50 ms and stops 50."""
-    begin, end = at(world, 0.3, 0.7)
-    return replace(
-        world, stalls=tuple((float(s), float(s) + 0.05) for s in np.arange(begin, end, 0.1))
-    )
+    """A quota of half of a core: what uses it up within 100 ms stops until the next ones."""
+    return replace(world, quota=Quota(50e-3, 0.1))
+
+
+def halved(world: World, _: np.random.Generator) -> World:
+    """A budget of the CPU, which is halved."""
+    return replace(world, budgets=tuple(zip(at(world, 0.0, 0.5), (AMPLE, AMPLE / 2), strict=True)))
 
 
 def cold_clock(world: World, _: np.random.Generator) -> World:
@@ -199,6 +215,7 @@ SCENARIOS: dict[str, Change] = {
     "spikes": spikes,
     "pauses": collections,
     "quota": quota,
+    "budget halved": halved,
     "cold clock": cold_clock,
     "crowds": crowds,
     "mixed deadlines": mixed,

@@ -1,11 +1,14 @@
 """What a user may set of the model and its alarms, and the levels that the model is compiled at."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY
 
 FEEDBACK_REACH = 4  # memories of the model; so far back feedback may reach
 BLOCK, BLOCKS = 32, 4  # samples that one compiled call takes at most; calls in a row at most
@@ -71,14 +74,18 @@ class Level:
     """
     units: int = 0
     """Hidden ones of the same; 0: all."""
+    worth: float = 0.0
+    """Quality of its answers, where that of the mandatory one is .193 and that of a full one of the
+    built-in model .711; a budget is spent by it. 0 at all levels: taken from what they cost."""
 
 
 # Cheapest first; every level keeps what a higher one needs. A memory of 2048 costs nearly what
 # 4096 do. Half of the heads and units take 2 us of 96 off, and most of what the encoder earns.
+# Worths are measured as those that they lie between (`adaptive.ladder`).
 LADDER = (
-    Level("trunk"),
-    Level("recall-512", memory_samples=512, window_samples=32),
-    Level("full", memory_samples=4096, window_samples=128),
+    Level("trunk", worth=0.361),
+    Level("recall-512", memory_samples=512, window_samples=32, worth=0.502),
+    Level("full", memory_samples=4096, window_samples=128, worth=WORTH_FULL),
 )
 
 
@@ -152,6 +159,13 @@ class Model:
             check(level, largest)
         if len({level.name for level in self.levels}) < len(self.levels):
             raise ValueError("model.levels must have different names")
+        worths = [level.worth for level in self.levels]
+        if any(worths) and not all(a < b for a, b in pairwise([WORTH_MANDATORY, *worths])):
+            raise ValueError(
+                f"model.levels: worth must rise from level to level, above {WORTH_MANDATORY} which "
+                f"is the mandatory answer's, got {worths}. Leave it out at all levels to have it "
+                "taken from what they cost."
+            )
 
     @property
     def feedback_samples(self) -> int:

@@ -24,8 +24,9 @@ class Counters:
         full: Answered at a refined level, whether by the deadline or not.
         mandatory: Answered by the mandatory score alone.
         reasons: Why answers were mandatory: `unready` models, a model that was `behind` so that it
-            was not waited for, `no_room` for it in the time there was, a call that took `longer`,
-            or time that was up while the sample had yet to be taken: `waited`.
+            was not waited for, `no_room` for it in the time there was, a `budget` that it was not
+            worth, a call that took `longer`, or time that was up while the sample had yet to be
+            taken: `waited`.
         shed: Given up by a named policy, by its name.
         in_flight: Taken in and not yet answered.
         missing: Sequence numbers that never came (fewer again when they come late).
@@ -40,7 +41,8 @@ class Counters:
         dismissed: Samples that would have raised one, had the like not been dismissed.
         learn_steps: Learning steps that landed.
         learn_rejected: Learning steps undone: not finite, or the encoder went back to its anchor.
-        left_out: Answered samples that the model never saw, since it could not keep up.
+        left_out: Samples that were answered, but left out of the model's memory: too many waited,
+            or a budget was too small.
         levels: Answers by level, -1 for the mandatory answer alone.
         newest: The highest sequence number so far; -1 before the first.
         newest_time: [s] the sample clock's time of that.

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptive.bank import Bank, Track
+from adaptive.budget import described
 from adaptive.controller import MANDATORY, Answer
-from adaptive.governor import NORMAL
+from adaptive.decision import NORMAL
 from adaptive.health import Health
 from adaptive.loop import Loop
 from adaptive.settings import EXPERTS, KINDS
@@ -41,6 +42,7 @@ def screen(loop: Loop, now: float) -> RenderableType:
         *(capped(bank) for bank in loop.banks if bank.governor.mode != NORMAL),
         streams(loop.tracks.values(), now),
         losses(loop.tracks.values()),
+        *spending(loop.banks),
         alarms(loop.tracks.values()),
         Text("Ctrl-C ends.", style="dim"),
     )
@@ -116,6 +118,12 @@ def loss(track: Track) -> str:
     return f"squared error {100 * ratio:.0f} % of that of 'it stays as it is'"
 
 
+def spending(banks: Iterable[Bank]) -> list[Text]:
+    """What was spent of what, where anything but time is limited."""
+    budgets = {id(b): b for bank in banks if (b := bank.governor.budget)}
+    return [Text(f"budget: {described(budget)}", style="dim") for budget in budgets.values()]
+
+
 def alarms(tracks: Iterable[Track]) -> Table:
     """The newest alarms of all streams, newest first."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
@@ -140,6 +148,7 @@ def summary(loop: Loop, health: Health) -> RenderableType:
         blocks += block(track.stream.name, lines(track))
     if loop.inbox.rejected:
         blocks += [Text("of no stream", style="bold"), f"  rejected  {listed(loop.inbox.rejected)}"]
+    blocks += spending(loop.banks)
     for bank in loop.banks:
         blocks += block(f"governor, {bank.controller.channels} channels", governed(bank))
     return Group(*blocks, *block("the agent", health.lines()))

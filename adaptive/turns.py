@@ -11,7 +11,8 @@ from typing import NamedTuple
 from adaptive.backlog import Line
 from adaptive.bank import Bank, Waiting
 from adaptive.contest import MISS, OURS, QUALITY, SMALL
-from adaptive.governor import Decision, Governor
+from adaptive.decision import Decision
+from adaptive.governor import Governor
 from adaptive.policies import Alert, Margin, Static
 from adaptive.simulation import Policy, Profile
 from adaptive.sinks import Result

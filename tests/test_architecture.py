@@ -15,12 +15,13 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 # These measure how long something took: the costs of compiled programs, the latency of a replay,
-# collections of garbage, what the command line tells of itself. When something is due, only the
-# event loop knows.
+# collections of garbage, CPU time, what the command line tells of itself. When something is due,
+# only the event loop knows.
 MEASURES = {
     "adaptive.bench",
     "adaptive.ingest",
     "adaptive.load",
+    "adaptive.meters",
     "adaptive.programs",
     "adaptive.prequential",
     "adaptive.commands",

@@ -6,7 +6,7 @@ import pytest
 
 from adaptive import config
 from adaptive.config import AgentSettings, ConfigError
-from adaptive.governor import Settings
+from adaptive.decision import Settings
 from adaptive.settings import Alarms, Model
 from adaptive.sinks import MqttSink
 from sensors import plugins

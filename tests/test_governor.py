@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptive.decision import Mode, Settings, decide, decide_among
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group
-from adaptive.governor import Governor, Mode, Settings, decide, decide_among
+from adaptive.governor import Governor
 
 COSTS = [0.8e-3 * 1.6**level for level in range(6)]
 BATCHED = [{b: cost * b**0.6 for b in (1, 2, 4, 8)} for cost in COSTS]

@@ -8,9 +8,10 @@ import pytest
 from adaptive import health, runtime
 from adaptive.bank import Bank, Track
 from adaptive.controller import Controller
+from adaptive.decision import Settings
 from adaptive.engine import Engine
 from adaptive.feedback import Pending
-from adaptive.governor import Governor, Settings
+from adaptive.governor import Governor
 from adaptive.health import Health
 from adaptive.isolation import Lost
 from adaptive.loop import Loop

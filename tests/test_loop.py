@@ -17,14 +17,17 @@ from adaptive import loop as loop_module
 from adaptive import outlet as outlet_module
 from adaptive.backlog import Line, Rank
 from adaptive.bank import Bank, Track
+from adaptive.budget import Budget
 from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate, Queued
+from adaptive.decision import Decision, Settings
 from adaptive.feedback import Pending
-from adaptive.governor import Decision, Governor, Settings
+from adaptive.governor import Governor
 from adaptive.isolation import Lost
 from adaptive.loop import Loop
 from adaptive.settings import Level, empty_block
 from adaptive.sinks import ListSink
 from adaptive.surprise import USUAL
+from adaptive.terminal import lines, spending
 from sensors.sample import Feedback, Rejected, Sample, Stream, Unavailable
 from sensors.testing import ListSource, virtual_run
 from sensors.transforms import Chain
@@ -404,6 +407,60 @@ def test_a_model_that_is_mostly_too_late_is_not_waited_for_until_it_is_in_time_a
     assert waited[at < 0.5].max() == pytest.approx(0.008)  # until there is no more time
     assert waited[(at > 2.0) & (at < 5.0)].max() == 0.0
     assert {result.level for result in list(sink)[-100:]} == {"level-0"}
+
+
+def budgeted(controller):
+    """A governor of which the budget knows what the model has taken."""
+    governor = Governor(Settings())
+    cost = controller.nominal
+    governor.budget = Budget(
+        lambda: sum(cost[e[2]] * (0.75 + 0.25 * e[3]) for e in controller.log if e[0] == "refine")
+    )
+    return governor
+
+
+def test_a_loop_with_a_budget_spends_it_and_answers_everything_in_time(virtual_time):
+    sink, controller = HeldSink(), FakeController()
+    source = ListSource((STREAM,), samples(4000), 0.01)
+    governor, cost = budgeted(controller), controller.nominal
+    wanted = 0.5 * (cost[0] + cost[-1]) / 0.01  # between the cheapest level and the highest
+    governor.budget.limit("cpu", wanted)
+    net, _ = run(virtual_time, [source], [sink], controller=controller, governor=governor)
+    assert governor.budget.meter() == pytest.approx(40.0 * wanted, rel=0.03)
+    counters = net.tracks["ecg"].counters
+    assert (counters.full, counters.missed, counters.left_out) == (4000, 0, 0)
+
+
+def test_what_a_budget_has_no_money_for_is_left_out_of_the_memory_and_counted(virtual_time):
+    sink, controller = HeldSink(), FakeController()
+    source = ListSource((STREAM,), samples(2000), 0.01)
+    governor = budgeted(controller)
+    wanted = 0.3 * controller.nominal[0] / 0.01
+    governor.budget.limit("cpu", wanted)
+    net, _ = run(virtual_time, [source], [sink], controller=controller, governor=governor)
+    assert governor.budget.meter() <= 1.05 * 20.0 * wanted
+    counters = net.tracks["ecg"].counters
+    assert counters.left_out == net.banks[0].left_out > 1000
+    assert counters.left_out == sum(entry[0] == "skip" for entry in controller.log)
+    assert (counters.received, counters.missed, counters.given_up) == (2000, 0, 0)
+    assert [result.sample for result in sink] == list(source.items)
+    assert "left out" in dict(lines(net.tracks["ecg"]))
+    assert "CPU-s, price" in str(spending(net.banks)[0])
+
+
+def test_a_loop_within_a_quota_waits_for_its_next_period(virtual_time):
+    sink, controller = HeldSink(), FakeController()
+    source = ListSource((STREAM,), samples(1000), 0.01)
+    governor = budgeted(controller)
+    quota = 4 * controller.nominal[-1]  # where ten samples come in each period
+    governor.budget.stop_at(quota, 0.1)
+    net, _ = run(virtual_time, [source], [sink], controller=controller, governor=governor)
+    cost = controller.nominal
+    calls = [(e[1], cost[e[2]] * (0.75 + 0.25 * e[3])) for e in controller.log if e[0] == "refine"]
+    for end, _ in calls:
+        assert sum(took for other, took in calls if end - 0.1 < other <= end) <= quota
+    assert net.tracks["ecg"].counters.missed == 0
+    assert len(sink) == 1000
 
 
 def test_what_is_answered_by_the_mandatory_score_still_reaches_the_model(virtual_time):

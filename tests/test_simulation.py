@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from adaptive import contest
 from adaptive.__main__ import main
 from adaptive.contest import DIST, MYOPIC, OURS, PROFILE, QUALITY, SMALL, judge, policies
-from adaptive.governor import Decision
+from adaptive.decision import Decision
 from adaptive.policies import Static
-from adaptive.scenarios import BEDSIDE, GATEWAY, SCENARIOS, SITES, Site, world
-from adaptive.simulation import Gaps, Outcome, patience, simulate
+from adaptive.scenarios import BEDSIDE, GATEWAY, SCENARIOS, SITES, Quota, Site, World, world
+from adaptive.simulation import Gaps, Machine, Outcome, patience, simulate
 
 LEVELS, SAMPLES = len(PROFILE.costs), 4000
 MAIN = OURS, SMALL, DIST, MYOPIC
@@ -34,12 +34,75 @@ def test_work_goes_on_when_something_runs(spans, start, work):
         assert gaps.through(float(start), float(work)) == now
 
 
+calls = st.lists(st.tuples(st.integers(0, 80), st.integers(0, 120)), min_size=1, max_size=12)
+
+
+@given(calls, st.integers(1, 60), st.integers(0, 1))
+def test_what_uses_up_its_quota_stops_until_the_next_period(calls, share, base):
+    # A period has 100 seconds, of each of which the load beside the model takes a half, or nothing.
+    one = np.zeros(1)
+    rest, base = max(share, 51) if base else share, 0.5 * base
+    limited = World(one, one, one, one[:, None], base=base, quota=Quota(float(rest), 100.0))
+    machine, now, used, period = Machine(limited), 0.0, 0.0, 0
+    for gap, work in calls:
+        now = machine.after(now + gap)
+        ahead, end = machine.through(now, float(work)), machine.run(now, float(work))
+        assert ahead == end
+        left, time = float(work), now
+        while left > 1e-6:
+            if int(time / 100 + 1e-9) != period:
+                period, used = int(time / 100 + 1e-9), 0.0
+            free = (rest - used - base * (time - 100 * period)) / (1 + base)
+            runs = min(left, max(free, 0.0), 100 * (period + 1) - time)
+            used, left, time = used + runs, left - runs, time + runs
+            if left > 1e-6:
+                time = 100.0 * (period + 1)
+        assert end == pytest.approx(time)
+        now = end
+    assert machine.spent(now) == pytest.approx(sum(work for _, work in calls) + base * now)
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+def test_who_knows_the_quota_is_never_stopped_by_it_and_who_does_not_is(site):
+    given = world("quota", site, LEVELS, 3 * SAMPLES, 0)
+    made = policies(given)
+    ours, oracle = (simulate(given, PROFILE, made[name]()) for name in (OURS, MYOPIC))
+    blind = simulate(given, PROFILE, made["static, largest"]())
+    assert ours.missed <= 1e-3 * ours.samples
+    assert blind.missed > 0.05 * blind.samples
+    worth, best = (one.quality(QUALITY[0], QUALITY[1:]) for one in (ours, oracle))
+    assert worth >= 0.95 * best
+    assert worth > 1.15 * blind.quality(QUALITY[0], QUALITY[1:])
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_within_two_percent_with_the_quality_of_an_oracle_that_has_it_too():
+    given = world("budget halved", GATEWAY, LEVELS, 50_000, 0)
+    made = policies(given)
+    ours, oracle = (simulate(given, PROFILE, made[name]()) for name in (OURS, MYOPIC))
+    assert ours.spent == pytest.approx(ours.granted, rel=0.02)
+    assert oracle.spent == pytest.approx(oracle.granted, rel=0.02)
+    worth, best = (one.quality(QUALITY[0], QUALITY[1:]) for one in (ours, oracle))
+    assert worth >= 0.96 * best
+    assert ours.late <= 1e-3 * ours.samples
+    assert ours.missed == 0
+
+
+def test_what_budgets_allow_is_the_sum_over_the_time_of_each():
+    given = world("budget halved", BEDSIDE, LEVELS, 400, 0)
+    found = simulate(given, PROFILE, policies(given)[SMALL]())
+    assert found.granted == pytest.approx(0.75 * given.budgets[0][1] * given.length, rel=0.03)
+
+
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_world_is_the_same_for_the_same_seed_and_another_for_another(name, site):
     one, same, other = (world(name, site, LEVELS, 500, seed) for seed in (0, 0, 1))
     for a, b in zip(vars(one).values(), vars(same).values(), strict=True):
-        np.testing.assert_array_equal(a, b)
+        if isinstance(a, np.ndarray):
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a == b
     assert (one.arrivals != other.arrivals).any()
     assert (np.diff(one.arrivals) >= 0).all()
     assert (one.deadlines > 0).all()
@@ -97,7 +160,8 @@ def test_what_is_expected_to_be_late_is_answered_at_once_and_what_is_late_when_i
     never, late = Given(-1), Given(0)
     for policy, many in ((never, 0), (late, 50)):
         found = simulate(given, PROFILE, policy)
-        assert found._replace(backlog=0) == Outcome(50, (0, 0, 0), many, 0, 0, 1, 1, 50, 0)
+        blank = found._replace(backlog=0, spent=0.0)
+        assert blank == Outcome(50, (0, 0, 0), many, 0, 0, 1, 1, 50, 0)
         # The model saw all of them, at its cheapest level.
         assert [(level, batch) for level, batch, _ in policy.told] == [(0, 1)] * 50
     assert patience(10e-3) == pytest.approx(8e-3)

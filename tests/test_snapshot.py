@@ -6,9 +6,9 @@ import pytest
 from adaptive import snapshot
 from adaptive.bank import Bank
 from adaptive.controller import Controller
+from adaptive.decision import Settings as GovernorSettings
 from adaptive.engine import Engine
 from adaptive.governor import Governor
-from adaptive.governor import Settings as GovernorSettings
 from adaptive.settings import Model
 from adaptive.snapshot import Snapshot, filled, leaves
 

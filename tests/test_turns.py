@@ -7,7 +7,7 @@ import pytest
 
 from adaptive.backlog import Line
 from adaptive.contest import OURS, QUALITY
-from adaptive.governor import Decision
+from adaptive.decision import Decision
 from adaptive.live import Bench, table
 from adaptive.settings import Level, Model
 from adaptive.simulation import Policy, Profile

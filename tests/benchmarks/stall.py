@@ -22,7 +22,7 @@ import numpy as np
 from adaptive import processor
 from adaptive.agent import Agent
 from adaptive.config import AgentSettings, Config, Feed
-from adaptive.governor import Settings
+from adaptive.decision import Settings
 from adaptive.settings import Alarms, Model
 from sensors.sample import Sample, Stream
 from sensors.transforms import Chain
