@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -93,8 +93,10 @@ def home() -> tuple[Path, int]:
 
 
 @contextlib.contextmanager
-def quota(pids: list[int], share: float) -> Iterator[None]:
+def quota(pids: list[int], share: float) -> Iterator[Callable[[], str]]:
     """Give processes only a share of one processor together, by a control group of their own.
+
+    What it yields says how often they had to wait for it: a quota may be larger than what is used.
 
     Args:
         pids: Of the processes; they go back to where this one was.
@@ -118,7 +120,13 @@ def quota(pids: list[int], share: float) -> Iterator[None]:
                 (group / "cgroup.procs").write_text(str(pid))
         except OSError as error:
             raise Impossible(f"a control group is not permitted: {error}") from error
-        yield
+
+        def throttled() -> str:
+            lines = (group / "cpu.stat").read_text().splitlines()
+            counts = dict(line.split() for line in lines)
+            return f"throttled in {counts['nr_throttled']} of {counts['nr_periods']} periods"
+
+        yield throttled
     finally:
         for pid in pids:
             with contextlib.suppress(OSError):

@@ -43,7 +43,7 @@ DEADLINE = 50e-3  # [s] at which most fits
 ROOM = 2.2  # the tight one leaves so many times what the full level takes for all streams
 STEP = 3.0  # times as slow
 PAUSE = 0.2  # [s] that the model's process is stopped
-SHARE = 0.5  # of a processor, for both processes
+SHARE = 0.2  # of a processor, for both processes; half of one is more than they use
 SECONDS = 24.0  # of each case at each deadline
 
 
@@ -120,6 +120,7 @@ class Lived(NamedTuple):
     answered: int
     shed: int
     counts: dict[str, Count]
+    note: str = ""  # about what befell the machine
 
     @property
     def oracle(self) -> float:
@@ -181,7 +182,7 @@ class Bench:
         rounds = max(round(seconds / TURN / len(policies)), 1)
         turn = seconds / rounds / len(policies)
         load = os.getloadavg()[0]
-        with case.during([os.getpid(), self.process.child.pid]):
+        with case.during([os.getpid(), self.process.child.pid]) as told:
             clock = asyncio.get_running_loop().time
             begin = clock() + AHEAD + WARMING
             schedule = Schedule(begin, turn, order(list(policies), rounds, first))
@@ -208,6 +209,7 @@ class Bench:
                 with frozen():
                     await loop.run()
                 beside.cancel()
+            note = told() if told else ""
         loop.check()
         counters = [track.counters for track in tracks.values()]
         shed = sum(one.given_up for one in counters)
@@ -215,7 +217,7 @@ class Bench:
         sent = ticks * len(self.streams)
         if not tally.answers == answered == sent - shed:
             raise AssertionError(f"of {sent} samples {answered} were answered and {shed} shed")
-        return Lived(name, deadline, load, sent, answered, shed, turns.counts)
+        return Lived(name, deadline, load, sent, answered, shed, turns.counts, note)
 
     async def _stops(self, schedule: Schedule) -> None:
         """Stop the model's process once in every turn."""
@@ -294,7 +296,7 @@ def table(lived: Lived) -> Table:
     title = (
         f"{lived.case} ({CASES[lived.case].about}), deadline {1e3 * lived.deadline:.0f} ms, load "
         f"{lived.load:.1f}: {lived.sent} sent, {lived.answered} answered, {lived.shed} shed, 0 "
-        f"lost; an oracle's quality {oracle:.3f}"
+        f"lost; an oracle's quality {oracle:.3f}{lived.note and '; '}{lived.note}"
     )
     made = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("", *COLUMNS):

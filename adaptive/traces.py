@@ -10,6 +10,10 @@ drawn in blocks from the whole recording, of all levels from the same moments. W
 is known from the machine when it was idle, so if a load slows one level more than another down,
 that is in its residuals. A call that lost the processor for a while is taken for one that was so
 many times slower, so worlds are harder on calls with many samples than the machine was.
+
+Other work shared the two cores with all recordings; those under a load are of a machine in a bad
+hour: one call in ten took 4 to 10 times as long as nominal, one in a hundred 17 to 33 times. The
+file says, under `about`, what load there was.
 """
 
 from functools import cache

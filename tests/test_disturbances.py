@@ -99,7 +99,8 @@ def test_a_real_quota_holds_the_process_and_is_gone_afterwards(child):
     before = groups.read_text()
     try:
         parent, _ = home()
-        with quota([child.pid], 0.5):
+        with quota([child.pid], 0.5) as throttled:
+            assert throttled().startswith("throttled in 0 of ")
             assert "adaptive-bench-" in groups.read_text()
     except Impossible as error:
         pytest.skip(str(error))
