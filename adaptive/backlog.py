@@ -24,6 +24,9 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from adaptive.demand import CRITICAL, EVERYONE, Group, Whom
 
+# Samples of a bank that wait for the model until it is ready, of each stream at least so many;
+# twice as many afterwards. Older ones are left out of its memory.
+QUEUE, QUEUE_LEAST = 4096, 32
 RECENT = 0.02  # weight of the newest answer in the share of those that were refined
 HOPE, HOPE_RATE = 0.5, 0.1  # the model is waited for while so many of its estimates are in time
 

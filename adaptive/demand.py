@@ -6,6 +6,7 @@ all the others get the cheapest one at most. What must be refined so that of any
 stream m are, comes before all else that gets the cheapest level.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 from math import inf
 from typing import NamedTuple
@@ -36,3 +37,46 @@ class Demand(NamedTuple):
     pressed: Group = Group()
     room: float = inf  # [s] that a call for others may take: one of these may come meanwhile
     strained: bool = False  # critical streams had less than the highest level just now
+
+
+class Needs:
+    """What calls for special streams take, and whether critical ones had all that they want."""
+
+    def __init__(self, top: int, relief: float):
+        """Know of none yet.
+
+        Args:
+            top: The highest level.
+            relief: How long the others are kept low after critical streams had less than that [s].
+        """
+        self.top, self.relief = top, relief
+        self._takes = {CRITICAL: 0.0, PRESSED: 0.0}  # [s] that a call for these takes at most
+        self._strained = -inf  # [s] until then the others get the cheapest level
+
+    def demand(
+        self,
+        critical: Group,
+        pressed: Group,
+        patience: float,
+        at_most: Callable[[int, int], float],
+        now: float,
+    ) -> Demand:
+        """Say what of the queue is not like the rest.
+
+        Args:
+            critical: Samples of critical streams.
+            pressed: Samples of streams that may not miss one more answer.
+            patience: How long the most urgent sample of these may wait [s].
+            at_most: Says what a call at a level for so many takes now, almost surely [s].
+            now: [s].
+        """
+        for whom, level, group in ((CRITICAL, self.top, critical), (PRESSED, 0, pressed)):
+            if group.size:
+                self._takes[whom] = at_most(level, group.size)
+        room = patience - max(self._takes.values())
+        return Demand(critical, pressed, room, now < self._strained)
+
+    def decided(self, demand: Demand, level: int, now: float) -> None:
+        """Take note of what became of it."""
+        if demand.critical.size:
+            self._strained = now + self.relief if level < self.top else -inf

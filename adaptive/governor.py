@@ -119,7 +119,11 @@ class Governor:
         """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
         size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
         usual = exp(self.ladder.log_costs[size][level] + believed(self.state.slowdown))
-        return usual, at_most(self.ladder, self.state, level, batch)
+        return usual, self.at_most(level, batch)
+
+    def at_most(self, level: int, batch: int) -> float:
+        """What a call made now takes, but for a share of epsilon [s]."""
+        return at_most(self.ladder, self.state, level, batch)
 
     def may_learn(self, idle: float, cost: float) -> bool:
         """Say whether a learning step fits, almost surely, before the next sample needs the CPU.

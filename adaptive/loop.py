@@ -18,19 +18,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import Any
 
+from adaptive.backlog import QUEUE, QUEUE_LEAST
 from adaptive.bank import Bank, Origin, Track, Waiting
 from adaptive.controller import MANDATORY, Estimate
 from adaptive.decision import Decision
-from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Needs, Whom
 from adaptive.inbox import Inbox
 from adaptive.outlet import RETRY_CAP, Outlet, pause
 from adaptive.sinks import Result, Sink
 from sensors.sample import Sample, Source
 
 LOG = logging.getLogger(__name__)
-# Samples of a bank that wait for the model until it is ready, of each stream at least so many;
-# twice as many afterwards. Older ones are left out of its memory.
-QUEUE, QUEUE_LEAST = 4096, 32
 # Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
 # late, and later on a crowded machine; how late is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
@@ -68,8 +66,9 @@ class Loop:
         self._shortest = min((track.deadline for track in tracks.values()), default=inf)
         ranked = [track for track in tracks.values() if track.line.rank.special]
         self._special = min((track.deadline for track in ranked), default=inf)
-        self._needed = {CRITICAL: 0.0, PRESSED: 0.0}  # [s] that a call for these takes at most
-        self._strained = -inf  # [s] until then the others get the cheapest level
+        top = max((len(bank.controller.levels) for bank in banks), default=1) - 1
+        relief = min((bank.governor.settings.recover_ms for bank in banks), default=0.0)
+        self._needs = Needs(top, 1e-3 * relief)
         self._wake = asyncio.Event()
         self._reading = 0
         self.model = asyncio.Lock()  # held while a model is at work
@@ -245,17 +244,11 @@ class Loop:
         slack = min(head.due - now if head else inf, self._patience(self._shortest))
         if self._special == inf:
             return governor.decide(slack, len(backlog), now), EVERYONE
-        groups, top = {}, len(bank.controller.levels) - 1
-        for whom, level in ((CRITICAL, top), (PRESSED, 0)):
-            groups[whom] = backlog.group(whom, now)
-            if groups[whom].size:
-                self._needed[whom] = governor.predict(level, groups[whom].size)[1]
-        room = self._patience(self._special) - max(self._needed.values())
-        demand = Demand(groups[CRITICAL], groups[PRESSED], room, now < self._strained)
+        critical, pressed = (backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
+        patience = self._patience(self._special)
+        demand = self._needs.demand(critical, pressed, patience, governor.at_most, now)
         decision, whom = governor.decide_among(slack, len(backlog), now, demand)
-        if demand.critical.size:
-            relief = 1e-3 * governor.settings.recover_ms
-            self._strained = now + relief if decision.level < top else -inf
+        self._needs.decided(demand, decision.level, now)
         return decision, whom
 
     async def _beside(self, bank: Bank, name: str, *args: Any) -> Any:

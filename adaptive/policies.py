@@ -61,7 +61,7 @@ class Expecting:
             size -= 1
             if self.bound(0, size) <= budget:
                 return Decision(0, min(queue, profile.sizes[size]))
-        return Decision(-1, 1)
+        return Decision(-1, queue)
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """As a `Policy`."""
@@ -127,7 +127,7 @@ class Alert(Expecting):
         """As a `Policy`."""
         budget = slack - GUARD
         if budget <= 0:
-            return Decision(-1, 1)
+            return Decision(-1, queue)
         if self.miss:
             return super().decide(slack, queue, now)
         size = self.profile.of(queue)
@@ -312,7 +312,7 @@ class Oracle(Expecting):
                 rest = self.rest(left) if left else 0.0
                 if end <= now + slack and (level == 0 or end + rest <= self.ahead.due(batch)):
                     return Decision(level, batch)
-        return Decision(-1, 1)
+        return Decision(-1, queue)
 
     def end(self, level: int, batch: int, now: float) -> float:
         """When such a call is over [s]."""

@@ -16,13 +16,15 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from adaptive.backlog import Rank
 from adaptive.traces import HELD_OUT, LOADS, TUNING, trace
 
 TICK = 1e-3  # [s] of the slowdown's grid
 SPREAD = 0.04  # of the noise of a call [nats]
 AMPLE = 0.6  # of a core: a budget that is nearly enough
+CROWDING = 8.0  # times as slow, where some streams are critical
 TAIL, TAIL_SCALE = 0.002, 0.5  # share of calls that take longer by an exponential, and its mean
 
 
@@ -56,7 +58,7 @@ class World:
     """All that will happen."""
 
     arrivals: Float[np.ndarray, " samples"]  # [s], ascending
-    deadlines: Float[np.ndarray, " samples"]  # [s] from arrival
+    deadlines: Float[np.ndarray, " samples"]  # [s] from arrival; the same for all of a stream
     slow: Float[np.ndarray, " ticks"]  # [nats] of all levels
     noise: Float[np.ndarray, "samples levels"]  # [nats] of a call, by its first sample
     pauses: tuple[tuple[float, float], ...] = ()  # [s] the model's process does not run
@@ -65,6 +67,8 @@ class World:
     base: float = 0.0  # of a core: what the agent takes beside the model
     quota: Quota | None = None
     budgets: tuple[tuple[float, float], ...] = ()  # [s] from when on, of a core: for all it does
+    streams: Int[np.ndarray, " samples"] | None = None  # of which each is; None: all of one
+    ranks: tuple[Rank, ...] = ()  # of each stream; none: all are equal
 
     @property
     def length(self) -> float:
@@ -78,14 +82,16 @@ def quiet(site: Site, levels: int, samples: int, rng: np.random.Generator) -> Wo
     phase = rng.uniform(0, 1 / site.rate_hz, site.streams)
     times = phase[:, None] + np.arange(each) / site.rate_hz
     times += rng.normal(0, 0.02 / site.rate_hz, times.shape)
-    arrivals = np.sort(np.maximum(times, 0.0), axis=None)[:samples]
+    order = np.argsort(times, axis=None, kind="stable")[:samples]
+    arrivals, streams = np.maximum(times.ravel()[order], 0.0), order // each
     ticks = int(arrivals[-1] / TICK) + 2
     noise = rng.normal(0, SPREAD, (samples, 1)) + rng.normal(0, SPREAD / 2, (samples, levels))
     outliers = rng.random((samples, 1)) < TAIL
     noise = noise + outliers * rng.exponential(TAIL_SCALE, (samples, 1))
     deadlines = np.full(samples, site.deadline)
     slow = np.zeros(ticks)
-    return World(arrivals, deadlines, slow, noise, slower=site.slower, base=site.base)
+    about = {"slower": site.slower, "base": site.base, "streams": streams}
+    return World(arrivals, deadlines, slow, noise, **about)
 
 
 def at(world: World, *shares: float) -> list[float]:
@@ -183,9 +189,22 @@ def crowds(world: World, rng: np.random.Generator) -> World:
 
 
 def mixed(world: World, rng: np.random.Generator) -> World:
-    """Deadlines of a third, one and five times the usual one."""
-    factor = rng.choice([1 / 3, 1.0, 5.0], len(world.arrivals), p=[0.2, 0.5, 0.3])
-    return replace(world, deadlines=world.deadlines * factor)
+    """Streams whose deadlines are a third, one and five times the usual one."""
+    streams = np.zeros(len(world.arrivals), int) if world.streams is None else world.streams
+    factor = rng.choice([1 / 3, 1.0, 5.0], streams.max() + 1, p=[0.2, 0.5, 0.3])
+    factor[: len(factor) // 4 + 1] = 1 / 3  # also where there are few
+    return replace(world, deadlines=world.deadlines * factor[streams])
+
+
+def ranked(world: World, rng: np.random.Generator) -> World:
+    """A fifth of the streams is critical, a quarter has a promise; ever slower, until too slow."""
+    streams = 1 if world.streams is None else world.streams.max() + 1
+    ranks = [
+        Rank(critical=k % 5 == 0, firm=(1, 4) if k % 4 == 1 else (0, 1)) for k in range(streams)
+    ]
+    rng.shuffle(ranks)
+    slower = np.log(CROWDING) * np.minimum(1.2 * ticks(world) / world.length, 1.0)
+    return replace(slowed(world, slower), ranks=tuple(ranks))
 
 
 def one_level(world: World, _: np.random.Generator) -> World:
@@ -219,6 +238,7 @@ SCENARIOS: dict[str, Change] = {
     "cold clock": cold_clock,
     "crowds": crowds,
     "mixed deadlines": mixed,
+    "ranks": ranked,
     "one level": one_level,
     "crash": crash,
     "bad hour": crowded,

@@ -1,20 +1,22 @@
 """A governor's day in virtual time: what the loop does with its decisions, without loop or model.
 
-One process runs the model; samples wait in the order of their arrival, and each has a mandatory
+One process runs the model; samples wait by stream (`adaptive.backlog`), and each has a mandatory
 answer that is published when its time is up (`adaptive.loop`). What is counted is which answers
 were in time and how good they were. Nothing here looks at a clock: the same world and policy give
 the same outcome on any machine.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
-from itertools import pairwise
+from itertools import islice
 from math import exp, inf
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from adaptive.backlog import QUEUE, QUEUE_LEAST, Backlog, Line, Rank
 from adaptive.budget import MANDATORY, SKIP, WAIT, Budget
 from adaptive.decision import Decision
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Needs, Whom
+from adaptive.machine import Machine, granted
 from adaptive.scenarios import TICK, World
 
 MOST = 128  # samples that are taken at once
@@ -22,6 +24,7 @@ MOST = 128  # samples that are taken at once
 # are not late.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 LEARN_EVERY = 32  # samples
+RELIEF = 0.5  # [s] for which others are kept low after critical streams had not the highest level
 
 
 @runtime_checkable
@@ -63,6 +66,21 @@ class Paying(Protocol):
 
 
 @runtime_checkable
+class Ranking(Protocol):
+    """A policy that knows of critical streams and promises, as `governor.Governor` does."""
+
+    def decide_among(
+        self, slack: float, queue: int, now: float, demand: Demand
+    ) -> tuple[Decision, Whom]:
+        """Decide where streams are not equal."""
+        ...
+
+    def at_most(self, level: int, batch: int) -> float:
+        """Say what a call takes now, almost surely [s]."""
+        ...
+
+
+@runtime_checkable
 class Knowing(Protocol):
     """A policy that is told of the world: an oracle."""
 
@@ -98,6 +116,9 @@ class Outcome(NamedTuple):
     skipped: int = 0  # left out of the model's memory
     spent: float = 0.0  # [CPU-s] by all of the agent
     granted: float = 0.0  # [CPU-s]; 0 where there is no budget
+    critical: int = 0  # samples of critical streams
+    best: int = 0  # of these: answered at the highest level
+    broken: int = 0  # times that a stream's promise was broken
 
     def quality(self, mandatory: float, levels: Sequence[float]) -> float:
         """Mean quality of an answer; one after its deadline has none."""
@@ -109,99 +130,6 @@ class Outcome(NamedTuple):
     def late_share(self) -> float:
         """Of the answers that the model was meant to give in time."""
         return self.late / max(self.late + sum(self.refined), 1)
-
-
-class Gaps:
-    """Times when nothing runs."""
-
-    def __init__(self, spans: Sequence[tuple[float, float]]):
-        """Take spans [s], in any order; they may overlap."""
-        merged: list[tuple[float, float]] = []
-        for start, end in sorted(spans):
-            if merged and start <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(end, merged[-1][1])
-            else:
-                merged.append((start, end))
-        self.starts, self.ends = [s for s, _ in merged], [e for _, e in merged]
-
-    def after(self, time: float) -> float:
-        """The first time from then on that something runs [s]."""
-        k = bisect_right(self.starts, time) - 1
-        return self.ends[k] if k >= 0 and time < self.ends[k] else time
-
-    def through(self, time: float, work: float) -> float:
-        """When work [s] ends that begins then [s]."""
-        k = bisect_right(self.starts, time) - 1
-        if k >= 0 and time < self.ends[k]:
-            time = self.ends[k]
-        k += 1
-        while k < len(self.starts) and time + work > self.starts[k]:
-            work -= self.starts[k] - time
-            time = self.ends[k]
-            k += 1
-        return time + work
-
-
-class Machine:
-    """Says when what is begun is over, and counts what is used of a quota."""
-
-    def __init__(self, world: World):
-        """Have used nothing.
-
-        Args:
-            world: Of which the pauses of the model's process, and the quota, count.
-        """
-        self.pauses, self.quota, self.base = Gaps(world.pauses), world.quota, world.base
-        self.period, self.used = -1, 0.0  # the newest one that the model ran in, what it took of it
-        self.starts: list[float] = []  # [s] from when all was stopped
-        self.ends: list[float] = []
-        self.model = 0.0  # [CPU-s] in all
-
-    def spent(self, now: float) -> float:
-        """What all of the agent has used [CPU-s]; a call counts when it is over."""
-        return self.model + self.base * now
-
-    def after(self, time: float) -> float:
-        """The first time from then on that something runs [s]."""
-        k = bisect_right(self.starts, time) - 1
-        return self.ends[k] if k >= 0 and time < self.ends[k] else time
-
-    def through(self, time: float, work: float) -> float:
-        """When work [CPU-s] of the model ends that begins then [s]."""
-        return self._run(time, work)[0] if self.quota else self.pauses.through(time, work)
-
-    def run(self, time: float, work: float) -> float:
-        """The same, and it is done."""
-        self.model += work
-        if not self.quota:
-            return self.pauses.through(time, work)
-        end, self.period, self.used, stops = self._run(time, work)
-        for start, stop in stops:
-            self.starts.append(start)
-            self.ends.append(stop)
-        return end
-
-    def _run(self, time: float, work: float) -> tuple[float, int, float, list]:
-        """When it ends, in which period, what was used of that, and the stops on the way.
-
-        A moment into the period the load beside the model has used its share of that moment; the
-        model may run until both together have used all.
-        """
-        cpu, period = self.quota or (inf, inf)
-        stops = []
-        time = self.after(time)
-        number = int(time / period + 1e-9)
-        used = self.used if number == self.period else 0.0
-        while True:
-            begun = number * period
-            free = (cpu - used - self.base * (time - begun)) / (1.0 + self.base)
-            runs = max(min(free, begun + period - time), 0.0)
-            if work <= runs:
-                return time + work, number, used + work, stops
-            if time + runs < begun + period - 1e-9:
-                stops.append((time + runs, begun + period))
-            number, used, work = number + 1, 0.0, work - runs
-            time = number * period
 
 
 class Ahead(NamedTuple):
@@ -217,123 +145,226 @@ def patience(deadline: float) -> float:
     return deadline - min(max(SPARE * deadline, SPARE_LEAST), SPARE_MOST * deadline)
 
 
+class Waiting:
+    """A sample of a world, on its way to its answer."""
+
+    __slots__ = ("answered", "deadline", "due", "line", "number")
+
+    def __init__(self, number: int, line: Line, due: float, deadline: float):
+        """Wait.
+
+        Args:
+            number: Of the sample.
+            line: Of its stream.
+            due: When its answer must be on its way [s].
+            deadline: When it must be there [s].
+        """
+        self.number, self.line, self.due, self.deadline = number, line, due, deadline
+        self.answered = False
+
+
+class Day:
+    """A world, a policy that lives through it, and what has become of its samples so far."""
+
+    def __init__(self, world: World, profile: Profile, policy: Policy):
+        """See `simulate`."""
+        self.world, self.profile, self.policy, self.machine = world, profile, policy, Machine(world)
+        self.samples, self.levels = len(world.arrivals), len(profile.costs)
+        self.arrivals, self.slow = world.arrivals.tolist(), world.slow.tolist()
+        self.noise, deadlines = world.noise.tolist(), world.deadlines.tolist()
+        streams = [0] * self.samples if world.streams is None else world.streams.tolist()
+        ranks = world.ranks or (Rank(),) * (max(streams) + 1)
+        self.lines = [Line(rank) for rank in ranks]
+        self.coming = [
+            Waiting(number, self.lines[stream], arrival + patience(deadline), arrival + deadline)
+            for number, (arrival, deadline, stream) in enumerate(
+                zip(self.arrivals, deadlines, streams, strict=True)
+            )
+        ]
+        self.backlog: Backlog[Waiting] = Backlog()
+        self.most = 2 * max(QUEUE // len(self.lines), QUEUE_LEAST)
+        special = [d for d, k in zip(deadlines, streams, strict=True) if ranks[k].special]
+        self.special, self.shortest = min(special, default=inf), patience(min(deadlines))
+        self.needs = Needs(self.levels - 1, RELIEF)
+        self.now, self.seen = self.arrivals[0], 0
+        self.refined, self.best = [0] * self.levels, 0
+        self.late = self.missed = self.learned = self.taken = self.skipped = self.longest = 0
+        self.switches, self.calls, self.last = 0, 0, SKIP
+        self.learn_cost = profile.learn_cost * world.slower
+        self.learner = policy if isinstance(policy, Learning) else None
+        self.payer = policy if isinstance(policy, Paying) and policy.budget else None
+        self.budgets, self.crashes = sorted(world.budgets, reverse=True), sorted(world.crashes)
+        if self.payer and self.payer.budget:
+            self.payer.budget.meter = lambda: self.machine.spent(self.now)
+        if isinstance(policy, Knowing):
+            policy.attach(Ahead(self.finish, self.slow_now, self.due))
+
+    # --- what an oracle may look up -------------------------------------------------------------
+
+    def slow_now(self) -> float:
+        """How slow all is [nats]."""
+        return self.slow[min(int(self.now / TICK), len(self.slow) - 1)]
+
+    def cost(self, level: int, batch: int) -> float:
+        """What a call made now takes [s]."""
+        nominal = self.profile.costs[level][self.profile.of(batch)] * self.world.slower
+        begun = next(iter(self.backlog)).number
+        return nominal * exp(self.slow_now() + self.noise[begun][level])
+
+    def finish(self, level: int, batch: int) -> float:
+        """When it would end [s]."""
+        return self.machine.through(self.now, self.cost(level, batch))
+
+    def due(self, place: int) -> float:
+        """When the answer to what waits at a place is due [s]."""
+        item = next(islice(self.backlog, place, None), None)
+        return item.due if item else inf
+
+    # --- the day --------------------------------------------------------------------------------
+
+    def live(self) -> None:
+        """Go on until nothing waits any more."""
+        while self.seen < self.samples or self.backlog:
+            self.now = self.machine.after(self.now)
+            while self.payer and self.payer.budget and self.budgets:
+                if self.budgets[-1][0] > self.now:
+                    break
+                self.payer.budget.limit("cpu", self.budgets.pop()[1])
+            while self.seen < self.samples and self.arrivals[self.seen] <= self.now:
+                self.take_in(self.coming[self.seen], self.arrivals[self.seen])
+                self.seen += 1
+            while (head := self.backlog.head()) and head.due <= self.now:
+                self.simple(head, head.due)
+            if not self.backlog:
+                self.rest()
+            else:
+                self.step()
+
+    def take_in(self, item: Waiting, now: float) -> None:
+        """Queue a sample."""
+        line, backlog = item.line, self.backlog
+        backlog.add(item)
+        if not line.hopeful():
+            for waits in list(line.queue)[len(line.queue) - line.unanswered :]:
+                self.simple(waits, now)
+        if len(line.queue) > self.most:
+            self.leave_out([backlog.drop(line) for _ in range(len(line.queue) - 1)], now)
+
+    def simple(self, item: Waiting, time: float) -> None:
+        """Publish the mandatory answer."""
+        item.answered = True
+        item.line.answered(False)
+        self.missed += self.machine.after(time) > item.deadline
+
+    def leave_out(self, items: list[Waiting], now: float) -> None:
+        """Have the model never see some samples."""
+        self.skipped += len(items)
+        for item in items:
+            if not item.answered:
+                self.simple(item, now)
+
+    def rest(self) -> None:
+        """Learn if there is time, or wait for the next sample."""
+        learner = self.learner
+        if learner and self.taken // LEARN_EVERY > self.learned:
+            usual = learner.predict(max(self.last, 0), 1)[1]
+            if learner.may_learn(self.shortest - usual, self.learn_cost):
+                work = self.profile.learn_cost * self.world.slower * exp(self.slow_now())
+                end = self.machine.run(self.now, work)
+                self.learn_cost += 0.1 * (end - self.now - self.learn_cost)
+                self.learned, self.now = self.learned + 1, end
+                return
+        self.now = self.arrivals[self.seen]
+
+    def decide(self) -> tuple[Decision, Whom]:
+        """As the loop does."""
+        head, queue, now, policy = self.backlog.head(), len(self.backlog), self.now, self.policy
+        slack = min(head.due - now if head else inf, self.shortest)
+        if self.special == inf or not isinstance(policy, Ranking):
+            return policy.decide(slack, queue, now), EVERYONE
+        critical, pressed = (self.backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
+        room = patience(self.special)
+        demand = self.needs.demand(critical, pressed, room, policy.at_most, now)
+        decision, whom = policy.decide_among(slack, queue, now, demand)
+        self.needs.decided(demand, decision.level, now)
+        return decision, whom
+
+    def step(self) -> None:
+        """Take what is first through the model."""
+        now, backlog = self.now, self.backlog
+        (level, batch, sure), whom = self.decide()
+        if level == WAIT and self.payer:
+            self.now += self.payer.wait
+            return
+        if level == SKIP:
+            return self.leave_out(backlog.take(batch, whom, short=True), now)
+        meant = level >= 0 and sure
+        if level == MANDATORY:
+            level = 0
+            if whom == EVERYONE and (head := backlog.head()):
+                self.simple(head, now)
+        self.longest = max(self.longest, len(backlog))
+        batch = min(batch, len(backlog), MOST)
+        work = self.cost(level, batch)
+        taken = backlog.take(batch, whom, short=level == 0)
+        end = self.machine.run(now, work)
+        self.switches, self.calls = self.switches + (level != self.last), self.calls + 1
+        self.last = level
+        while self.crashes and self.crashes[0][1] <= now:
+            self.crashes.pop(0)
+        if self.crashes and self.crashes[0][0] < end:
+            # What waits then gets no better answer than the one it has.
+            self.policy.failed("worker", max(now, self.crashes[0][0]))
+            for item in (*taken, *backlog):
+                if not item.answered:
+                    self.simple(item, min(max(now, self.crashes[0][0]), item.due))
+            self.now = max(now, self.crashes[0][1])
+            return
+        for item in taken:
+            item.line.estimated(end <= item.due)
+            if item.answered:
+                continue
+            if end <= item.due:
+                item.answered = True
+                item.line.answered(True)
+                self.refined[level] += 1
+                self.best += item.line.rank.critical and level == self.levels - 1
+            else:
+                self.simple(item, item.due)
+                self.late += meant
+        self.policy.observe(level, len(taken), end - now, end)
+        self.now, self.taken = end, self.taken + len(taken)
+
+
 def simulate(world: World, profile: Profile, policy: Policy) -> Outcome:
     """Let a policy live through a world.
 
     One that is `Knowing` is given an `Ahead`; one that is `Learning` takes gradient steps; one that
-    is `Paying` is told of budgets, and what was spent.
+    is `Paying` is told of budgets, and what was spent; one that is `Ranking` of streams that are
+    critical or have a promise.
 
     Args:
         world: What happens.
         profile: Of the levels on the machine where nothing is slower.
         policy: Fresh.
     """
-    arrivals, deadlines = world.arrivals.tolist(), world.deadlines.tolist()
-    due = [t + patience(d) for t, d in zip(arrivals, deadlines, strict=True)]
-    slow, noise = world.slow.tolist(), world.noise.tolist()
-    machine, budgets = Machine(world), sorted(world.budgets, reverse=True)
-    crashes, samples, levels = sorted(world.crashes), len(arrivals), len(profile.costs)
-    answered, urgent = bytearray(samples), []
-    refined, late, missed, learned, taken = [0] * levels, 0, 0, 0, 0
-    switches, calls, backlog, last, skipped = 0, 0, 0, SKIP, 0
-    shortest, learn_cost = patience(min(deadlines)), profile.learn_cost * world.slower
-    learner = policy if isinstance(policy, Learning) else None
-    payer = policy if isinstance(policy, Paying) and policy.budget else None
-    first = seen = 0  # of the queue, and behind it
-    now = arrivals[0]
-
-    def slow_now() -> float:
-        return slow[min(int(now / TICK), len(slow) - 1)]
-
-    def cost(level: int, batch: int) -> float:
-        nominal = profile.costs[level][profile.of(batch)] * world.slower
-        return nominal * exp(slow_now() + noise[first][level])
-
-    def finish(level: int, batch: int) -> float:
-        return machine.through(now, cost(level, batch))
-
-    def due_at(place: int) -> float:
-        return due[first + place] if first + place < seen else inf
-
-    def simple(sample: int, time: float) -> None:
-        """Publish the mandatory answer."""
-        nonlocal missed
-        answered[sample] = 1
-        missed += machine.after(time) > arrivals[sample] + deadlines[sample]
-
-    if payer and payer.budget:
-        payer.budget.meter = lambda: machine.spent(now)
-    if isinstance(policy, Knowing):
-        policy.attach(Ahead(finish, slow_now, due_at))
-    while first < samples:
-        now = machine.after(now)
-        while payer and payer.budget and budgets and budgets[-1][0] <= now:
-            payer.budget.limit("cpu", budgets.pop()[1])
-        while seen < samples and arrivals[seen] <= now:
-            heappush(urgent, (due[seen], seen))
-            seen += 1
-        while urgent and (answered[urgent[0][1]] or urgent[0][0] <= now):
-            time, sample = heappop(urgent)
-            if not answered[sample]:
-                simple(sample, time)
-        if first == seen:
-            usual = learner.predict(max(last, 0), 1)[1] if learner else inf
-            owed = taken // LEARN_EVERY > learned
-            if learner and owed and learner.may_learn(shortest - usual, learn_cost):
-                end = machine.run(now, profile.learn_cost * world.slower * exp(slow_now()))
-                learn_cost += 0.1 * (end - now - learn_cost)
-                learned, now = learned + 1, end
-            else:
-                now = arrivals[seen]
-            continue
-        queue = seen - first
-        backlog = max(backlog, queue)
-        slack = min(urgent[0][0] - now if urgent else inf, shortest)
-        level, batch, sure = policy.decide(slack, queue, now)
-        if level == WAIT and payer:
-            now += payer.wait
-            continue
-        if level == SKIP:
-            for sample in range(first, first + batch):
-                if not answered[sample]:
-                    simple(sample, now)
-            first, skipped = first + batch, skipped + batch
-            continue
-        meant = level >= 0 and sure
-        if level == MANDATORY:
-            level, batch = 0, queue
-            if urgent:
-                simple(heappop(urgent)[1], now)
-        batch = min(batch, queue, MOST)
-        end = machine.run(now, cost(level, batch))
-        switches, calls, last = switches + (level != last), calls + 1, level
-        while crashes and crashes[0][1] <= now:
-            crashes.pop(0)
-        if crashes and crashes[0][0] < end:
-            # What was in its hands gets no better answer than the one it has.
-            policy.failed("worker", max(now, crashes[0][0]))
-            now, first = max(now, crashes[0][1]), first + batch
-            continue
-        for sample in range(first, first + batch):
-            if not answered[sample]:
-                if end <= due[sample]:
-                    answered[sample] = 1
-                    refined[level] += 1
-                else:
-                    simple(sample, due[sample])
-                    late += meant
-        policy.observe(level, batch, end - now, end)
-        now, first, taken = end, first + batch, taken + batch
-    while urgent:
-        time, sample = heappop(urgent)
-        if not answered[sample]:
-            simple(sample, time)
-    owed, until = taken // LEARN_EVERY, max(now, world.length)
-    found = samples, tuple(refined), late, missed, learned, owed, switches, calls, backlog
-    return Outcome(*found, skipped, machine.spent(until), granted(world, until))
-
-
-def granted(world: World, until: float) -> float:
-    """What the budgets of a world allow in all [CPU-s]."""
-    steps = [*world.budgets, (until, 0.0)]
-    return sum(share * (end - start) for (start, share), (end, _) in pairwise(steps))
+    day = Day(world, profile, policy)
+    day.live()
+    until = max(day.now, world.length)
+    return Outcome(
+        day.samples,
+        tuple(day.refined),
+        day.late,
+        day.missed,
+        day.learned,
+        day.taken // LEARN_EVERY,
+        day.switches,
+        day.calls,
+        day.longest,
+        day.skipped,
+        day.machine.spent(until),
+        granted(world, until),
+        sum(item.line.rank.critical for item in day.coming),
+        day.best,
+        sum(line.broken for line in day.lines),
+    )

@@ -9,9 +9,10 @@ from adaptive import contest
 from adaptive.__main__ import main
 from adaptive.contest import DIST, MYOPIC, OURS, PROFILE, QUALITY, SMALL, judge, policies
 from adaptive.decision import Decision
+from adaptive.machine import Gaps, Machine
 from adaptive.policies import Static
 from adaptive.scenarios import BEDSIDE, GATEWAY, SCENARIOS, SITES, Quota, Site, World, world
-from adaptive.simulation import Gaps, Machine, Outcome, patience, simulate
+from adaptive.simulation import Outcome, patience, simulate
 
 LEVELS, SAMPLES = len(PROFILE.costs), 4000
 MAIN = OURS, SMALL, DIST, MYOPIC
