@@ -187,16 +187,25 @@ class Backlog(Generic[I]):
         due = min((line.due() for line in lines), default=inf)
         return Group(due - now, sum(len(line.queue) for line in lines))
 
-    def take(self, most: int, whom: Whom = EVERYONE, short: bool = False) -> list[I]:
+    def dues(self) -> list[float]:
+        """When the next answer of each stream that waits for one is due [s], ascending."""
+        return sorted([line.queue[-line.unanswered].due for line in self._lines if line.unanswered])
+
+    def take(
+        self, most: int, whom: Whom = EVERYONE, short: bool = False, after: float = -inf
+    ) -> list[I]:
         """Take samples out.
 
         Args:
             most: How many.
             whom: Of which streams.
             short: There is not time for all that wait.
+            after: Only of streams whose next answer is due then or later [s], in that order.
         """
         lines: Iterable[Line] = self._lines if whom == EVERYONE else self._of(whom)
-        if whom != EVERYONE or most < self.size:
+        if after > -inf:
+            lines = sorted((line for line in lines if after <= line.due() < inf), key=Line.due)
+        elif whom != EVERYONE or most < self.size:
             lines = sorted(lines, key=_need if short else _urgency)
         taken: list[I] = []
         for line in list(lines):

@@ -81,6 +81,9 @@ class Bank:
     taken: list["Waiting"] = field(default_factory=list)  # in the model's hands
     left_out: int = 0  # of the model's memory, since the start
 
+    def __post_init__(self) -> None:
+        self.governor.dues = self.backlog.dues
+
     def urgency(self) -> float:
         """When the first answer is due [s]; those who only have to catch up come last."""
         head = self.backlog.head()

@@ -5,6 +5,7 @@ alone. Plain Python, which asks nobody for the time (`adaptive.governor`).
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from math import exp, inf, log
@@ -18,6 +19,7 @@ from adaptive.slowdown import (
     Slowdown,
     Tail,
     believed,
+    chance,
     margin,
     new,
     track,
@@ -45,6 +47,7 @@ class Decision(NamedTuple):
     level: int
     batch: int  # how many to take from the head of the queue
     sure: bool = True  # else it is a try: it usually is in time, but not as often as is asked for
+    after: float = -inf  # [s] take only of streams whose next answer is due then or later
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,12 @@ def decide(
     queue: int,
     now: float,
     most: int | None = None,
+    dues: Callable[[], list[float]] | None = None,
 ) -> tuple[State, Decision]:
     """Pick the highest level that fits what slack is left, with the margin of the tail.
 
-    The batch is all of the queue that a bucket holds. When not even the cheapest level fits for
-    so many, fewer are taken at it; when with the margin it does not fit for any, but usually would
-    for all, it is tried. With more waiting than one batch holds, the typical cost of draining the
+    The batch is all of the queue that a bucket holds; what is done when no level is sure for so
+    many says `otherwise`. With more waiting than one batch holds, the typical cost of draining the
     whole queue must fit too, unless the level is the cheapest. So for a given state the level never
     falls when the slack grows.
 
@@ -140,15 +143,16 @@ def decide(
         queue: How many wait, the head included.
         now: [s].
         most: The highest level that may be taken; any if None.
+        dues: Says when the answers that are waited for are due [s], ascending.
     """
     slowdown, tail, _, last, _, observed, interval, late, trust = state
     mode = trust.mode
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
-    buckets, log_costs, guard, clear, depth = ladder
+    buckets, log_costs, guard, clear, depth, _ = ladder
     base = believed(slowdown)
     budget = slack - guard
-    level, batch, sure = -1, min(queue, buckets[-1]), False
+    level, batch, sure, after = -1, min(queue, buckets[-1]), False, -inf
     if budget > 0.0 and queue > 0 and mode != FALLBACK:
         whole = bisect_left(buckets, queue)
         if whole == len(buckets):
@@ -164,18 +168,66 @@ def decide(
             spare = log(settings.utilisation * budget / rounds) - base
             level = max(0, highest(log_costs[whole], spare, level, last, clear))
         size, sure = whole, level >= 0
-        while level < 0 and size > 0:
-            size -= 1
-            if log_costs[size][0] <= room:
-                level, sure = 0, True
-        if level < 0 and log_costs[whole][0] <= usual:
-            level, size = 0, whole
+        if not sure:
+            level, size, sure, after = otherwise(ladder, state, budget, batch, cap, now, dues)
         if level >= 0:
             batch = min(queue, buckets[size])
+        if after > -inf:
+            budget = after - now - guard
     if slowdown.hold_left and queue > 0:
         slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
     state = new(State, (slowdown, tail, budget, level, sure, observed, interval, late, trust))
-    return state, new(Decision, (level, batch, sure))
+    return state, new(Decision, (level, batch, sure, after))
+
+
+def otherwise(
+    ladder: Ladder,
+    state: State,
+    budget: float,
+    batch: int,
+    cap: int,
+    now: float,
+    dues: Callable[[], list[float]] | None,
+) -> tuple[int, int, bool, float]:
+    """What is done when no level is sure to be in time for all that waits.
+
+    Where some level usually is, all are tried at the one that promises most; or, if that is more,
+    as many as can be are taken at the cheapest level, which then is sure: those that are due first,
+    or, where it is known when all are due, later ones, and the others are given up. Where not even
+    the cheapest usually is in time for all, what counts is how many are had for the time that they
+    take: the longer a call, the more is late when it ends.
+
+    Args:
+        ladder: Nominal costs.
+        state: What was learned from earlier completions.
+        budget: [s] left until the earliest deadline, above 0.
+        batch: How many wait, at most as many as a call takes.
+        cap: The highest level that may be taken.
+        now: [s].
+        dues: Says when the answers that are waited for are due [s], ascending.
+
+    Returns:
+        The level, or -1; the place of the batch among the buckets; whether it is sure; and from
+        when on the answers are due that are to be taken.
+    """
+    buckets, log_costs, guard, _, depth, gains = ladder
+    whole, base, tail = bisect_left(buckets, batch), believed(state.slowdown), state.tail
+    extra, usual = margin(tail, depth), log(budget) - base
+    level, size, sure, after, most = -1, whole, False, -inf, 0.0
+    for one in range(cap + 1):
+        room = usual - log_costs[whole][one]
+        if room >= 0.0 and (promised := batch * gains[one] * chance(tail, room)) > most:
+            level, most = one, promised
+    overloaded = level < 0
+    waits = [now + guard + budget] * batch if dues is None else dues()
+    for few in range(whole, -1, -1):
+        cost = exp(log_costs[few][0] + base + extra)
+        place = bisect_left(waits, now + guard + cost)
+        promised = min(len(waits) - place, buckets[few]) * gains[0] / (cost if overloaded else 1.0)
+        if promised > most:
+            level, size, sure, most = 0, few, True, promised
+            after = -inf if dues is None else waits[place]
+    return level, size, sure, after
 
 
 def decide_among(
@@ -187,6 +239,7 @@ def decide_among(
     now: float,
     demand: Demand,
     apart: bool = False,
+    dues: Callable[[], list[float]] | None = None,
 ) -> tuple[State, Decision, Whom]:
     """Decide where some streams are critical, or may not miss one more answer (`adaptive.demand`).
 
@@ -199,6 +252,7 @@ def decide_among(
         now: [s].
         demand: What of the queue is not like the rest.
         apart: Critical streams are never taken with others: they pay no price for what they take.
+        dues: Says when the answers that are waited for are due [s], ascending.
 
     Returns:
         The new state, the decision, and of which streams to take samples.
@@ -208,11 +262,12 @@ def decide_among(
     if not critical.size:
         if not strained and room < slack:
             after, found = decide(*about, room, queue, now)
-            if found.level > 0:
+            if found.level > 0 and found.sure:
                 return after._replace(budget=slack - ladder.guard), found, EVERYONE
         most = 0 if strained or room < slack else None
-    after, found = decide(*about, slack, queue, now, most)
-    whom, whole = EVERYONE, found.level >= 0 and found.sure and found.batch == queue
+    after, found = decide(*about, slack, queue, now, most, dues)
+    whole = found.level >= 0 and found.sure and found.batch == queue and found.after == -inf
+    whom = EVERYONE
     if critical.size and (apart or not (whole and found.level == top)):
         left = critical.slack
         if pressed.size:
@@ -262,7 +317,7 @@ def observe(
     if level < 0 or not 1e-9 < cost < 1e6:
         return state
     slowdown, tail, budget, last, sure, observed, interval, share, trust = state
-    buckets, log_costs, _, _, _ = ladder
+    buckets, log_costs, _, _, _, _ = ladder
     size = bisect_left(buckets, batch)
     if size == len(buckets):
         size -= 1
@@ -276,7 +331,7 @@ def observe(
     epsilon = settings.epsilon
     late = cost > budget
     slowdown, residual, kind = track(slowdown, z, age, not sure)
-    tail = widen(tail, residual, kind, late, not sure, epsilon)
+    tail = widen(tail, residual, kind, late, not sure, epsilon, last >= 0)
     if not sure:
         if trust.mode == FALLBACK and now >= trust.until:
             trust = trust._replace(mode=DEGRADED, until=now + trust.backoff)

@@ -9,7 +9,7 @@ the deadline, of the levels that are in time the one is taken that is worth most
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 
 from adaptive.budget import Budget, Offer, offer
@@ -41,6 +41,8 @@ class Governor:
         self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0, 0.0)
         self.offer = Offer((), ())
         self.budget: Budget | None = None  # None: nothing but time is short
+        # Says when the answers that are waited for are due [s], ascending: of each stream the next.
+        self.dues: Callable[[], list[float]] | None = None
         self.wait = 0.0  # [s] for which the model does nothing, where the last decision was to WAIT
         self.state = State(Slowdown(), Tail())
 
@@ -53,6 +55,8 @@ class Governor:
         s = self.settings
         self.ladder = ladder(costs, s.guard_ms, s.clearance, s.epsilon)
         self.offer = offer(self.ladder, worths if any(worths) else ())
+        base, *each = self.offer.worths
+        self.ladder = self.ladder._replace(gains=tuple(worth - base for worth in each))
         self.state = State(Slowdown(), Tail())
         return self.state
 
@@ -68,7 +72,8 @@ class Governor:
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """Pick level and batch for the head of the queue; see the function `decide`."""
-        self.state, decision = decide(self.settings, self.ladder, self.state, slack, queue, now)
+        about = self.settings, self.ladder, self.state, slack, queue, now
+        self.state, decision = decide(*about, None, self.dues)
         return decision if self.budget is None else self._afford(decision, slack, queue, now)
 
     def decide_among(
@@ -76,7 +81,7 @@ class Governor:
     ) -> tuple[Decision, Whom]:
         """Decide where streams are not equal; see the function `decide_among`."""
         apart = self.budget is not None and self.budget.price > 0.0
-        about = self.settings, self.ladder, self.state, slack, queue, now, demand, apart
+        about = self.settings, self.ladder, self.state, slack, queue, now, demand, apart, self.dues
         self.state, decision, whom = decide_among(*about)
         if self.budget is not None:
             many = {CRITICAL: demand.critical.size, PRESSED: demand.pressed.size}.get(whom, queue)
@@ -89,8 +94,8 @@ class Governor:
         """What of a decision the budget allows; see `adaptive.thrift`."""
         if self.budget is None or not queue:
             return decision
-        level, batch, sure = decision
-        buckets, log_costs, _, _, depth = self.ladder
+        level, batch, sure, after = decision
+        buckets, log_costs, _, _, depth, _ = self.ladder
         size = min(bisect_left(buckets, batch), len(buckets) - 1)
         slow, late = exp(believed(self.state.slowdown)), exp(margin(self.state.tail, depth))
         level, batch, self.wait = afford(
@@ -103,7 +108,7 @@ class Governor:
             now,
             now - self.state.observed,
         )
-        return new(Decision, (level, batch, sure and level >= 0))
+        return new(Decision, (level, batch, sure and level >= 0, after))
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """Learn from what the call cost [s]; see the function `observe`."""

@@ -20,6 +20,7 @@ class Ladder(NamedTuple):
     guard: float  # [s] kept free for publishing
     clear: float  # ln of the clearance
     depth: float  # ln of how much rarer epsilon is than where the tail begins
+    gains: Row = ()  # what an answer of each level is worth beyond the mandatory one
 
 
 def ladder(

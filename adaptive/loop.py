@@ -196,8 +196,10 @@ class Loop:
         """Take the front of a bank's queue through the model."""
         clock = asyncio.get_running_loop().time
         before, backlog = clock(), bank.backlog
-        (level, batch, sure), whom = self._decide(bank, before)
         due = bank.urgency()
+        (level, batch, sure, after), whom = self._decide(bank, before)
+        while (head := backlog.head()) and head.due < after:  # these cannot be had in time
+            self._publish(head, None, before, "no_room")
         wanted = level if due < inf else MANDATORY  # for no answer, but for the model's memory
         if level < MANDATORY:  # a budget is short: some are left out, or all wait
             for waiting in backlog.take(batch, whom, short=True):
@@ -205,10 +207,12 @@ class Loop:
             return await asyncio.sleep(bank.governor.wait)
         if level == MANDATORY:
             # What its time allows is there already; the model sees the sample all the same.
-            if whom == EVERYONE and (head := backlog.head()):
+            if whom == EVERYONE and head:
                 self._publish(head, None, before, "no_room")
             level = 0
-        bank.taken = backlog.take(batch, whom, short=level == 0)
+        if due == inf:
+            level = 0  # whatever level it is, the memory is the same
+        bank.taken = backlog.take(batch, whom, short=level == 0, after=after)
         call = bank.controller.take(level, [waiting.queued for waiting in bank.taken])
         expected, _ = bank.governor.predict(level, len(bank.taken))
         try:

@@ -9,7 +9,8 @@ References:
     scheduling, 2002, for a PID controller. Khare et al., SuperServe, 2025, for SlackFit.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from math import erf, exp, inf, sqrt
 
 from adaptive.budget import Budget, offer
@@ -269,6 +270,7 @@ class Oracle(Expecting):
         """
         super().__init__(profile, slower)
         self.budget, self.wait, self.called = budget, 0.0, -inf
+        self.dues: Callable[[], list[float]] | None = None
         table = [dict(zip(profile.sizes, row, strict=True)) for row in self.nominal]
         rungs = ladder(table, 0.0, 1.0, 1e-3)
         self.offer = offer(rungs, quality[1:])
@@ -279,9 +281,9 @@ class Oracle(Expecting):
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`: the highest level after which what is left can still be had."""
-        level, batch, sure = self.fitting(slack, queue, now)
+        level, batch, sure, after = self.fitting(slack, queue, now)
         if self.budget is None:
-            return Decision(level, batch, sure)
+            return Decision(level, batch, sure, after)
         batch = batch if level >= 0 else min(queue, self.profile.sizes[-1])
         level, batch, self.wait = afford(
             Want(level, batch, queue, slack, self.profile.of(batch)),
@@ -293,7 +295,7 @@ class Oracle(Expecting):
             now,
             now - self.called,
         )
-        return Decision(level, batch, sure)
+        return Decision(level, batch, sure, after)
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """As a `Policy`: what was spent is known."""
@@ -302,17 +304,30 @@ class Oracle(Expecting):
             self.budget.look(now)
 
     def fitting(self, slack: float, queue: int, now: float) -> Decision:
-        """The same, if nothing but time is short."""
-        sizes = self.profile.sizes
-        for size in range(self.profile.of(queue), -1, -1):
+        """The same, if nothing but time is short.
+
+        Where it cannot be had for all, as many as can be for the time that they take are taken at
+        the cheapest level, whichever these are.
+        """
+        sizes, whole = self.profile.sizes, self.profile.of(queue)
+        for size in range(whole, -1, -1):
             batch = min(queue, sizes[size])
             left = queue - batch
             for level in range(len(self.nominal) - 1, -1, -1):
                 end = self.end(level, batch, now)
                 rest = self.rest(left) if left else 0.0
-                if end <= now + slack and (level == 0 or end + rest <= self.ahead.due(batch)):
+                if end > now + slack or (level == 0 and size < whole):
+                    continue
+                if level == 0 or end + rest <= self.ahead.due(batch):
                     return Decision(level, batch)
-        return Decision(-1, queue)
+        dues, most, found = self.dues() if self.dues else [], 0.0, Decision(-1, queue)
+        for size in range(whole, -1, -1):
+            end = self.end(0, min(queue, sizes[size]), now)
+            place = bisect_left(dues, end)
+            many = min(len(dues) - place, sizes[size])
+            if many > 0 and many / (end - now) > most:
+                most, found = many / (end - now), Decision(0, many, True, dues[place])
+        return found
 
     def end(self, level: int, batch: int, now: float) -> float:
         """When such a call is over [s]."""

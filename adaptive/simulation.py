@@ -58,6 +58,13 @@ class Learning(Protocol):
 
 
 @runtime_checkable
+class Looking(Protocol):
+    """A policy that looks at when all answers are due, as `adaptive.governor.Governor` does."""
+
+    dues: Callable[[], list[float]] | None
+
+
+@runtime_checkable
 class Paying(Protocol):
     """A policy that has budgets, as `adaptive.governor.Governor` may have."""
 
@@ -106,7 +113,7 @@ class Outcome(NamedTuple):
 
     samples: int
     refined: tuple[int, ...]  # answers in time, by level
-    late: int  # that the model was meant to give in time, and did not
+    late: int  # that the model was to give in time, but for the accepted share, and did not
     missed: int  # answers of any kind after the deadline
     learned: int  # gradient steps
     owed: int  # gradient steps that were due
@@ -119,6 +126,7 @@ class Outcome(NamedTuple):
     critical: int = 0  # samples of critical streams
     best: int = 0  # of these: answered at the highest level
     broken: int = 0  # times that a stream's promise was broken
+    tried: int = 0  # late ones of calls that were not as sure as that
 
     def quality(self, mandatory: float, levels: Sequence[float]) -> float:
         """Mean quality of an answer; one after its deadline has none."""
@@ -188,7 +196,9 @@ class Day:
         self.needs = Needs(self.levels - 1, RELIEF)
         self.now, self.seen = self.arrivals[0], 0
         self.refined, self.best = [0] * self.levels, 0
-        self.late = self.missed = self.learned = self.taken = self.skipped = self.longest = 0
+        self.late = self.tried = self.missed = self.learned = self.taken = self.skipped = (
+            self.longest
+        ) = 0
         self.switches, self.calls, self.last = 0, 0, SKIP
         self.learn_cost = profile.learn_cost * world.slower
         self.learner = policy if isinstance(policy, Learning) else None
@@ -196,6 +206,8 @@ class Day:
         self.budgets, self.crashes = sorted(world.budgets, reverse=True), sorted(world.crashes)
         if self.payer and self.payer.budget:
             self.payer.budget.meter = lambda: self.machine.spent(self.now)
+        if isinstance(policy, Looking):
+            policy.dues = self.backlog.dues
         if isinstance(policy, Knowing):
             policy.attach(Ahead(self.finish, self.slow_now, self.due))
 
@@ -291,22 +303,26 @@ class Day:
 
     def step(self) -> None:
         """Take what is first through the model."""
-        now, backlog = self.now, self.backlog
-        (level, batch, sure), whom = self.decide()
+        now, backlog, waited = self.now, self.backlog, self.backlog.head() is not None
+        (level, batch, sure, after), whom = self.decide()
         if level == WAIT and self.payer:
             self.now += self.payer.wait
             return
         if level == SKIP:
             return self.leave_out(backlog.take(batch, whom, short=True), now)
-        meant = level >= 0 and sure
+        while (head := backlog.head()) and head.due < after:
+            self.simple(head, now)
+        wanted = level
         if level == MANDATORY:
             level = 0
-            if whom == EVERYONE and (head := backlog.head()):
+            if whom == EVERYONE and head:
                 self.simple(head, now)
+        if not waited:
+            level = 0
         self.longest = max(self.longest, len(backlog))
         batch = min(batch, len(backlog), MOST)
         work = self.cost(level, batch)
-        taken = backlog.take(batch, whom, short=level == 0)
+        taken = backlog.take(batch, whom, short=level == 0, after=after)
         end = self.machine.run(now, work)
         self.switches, self.calls = self.switches + (level != self.last), self.calls + 1
         self.last = level
@@ -331,7 +347,8 @@ class Day:
                 self.best += item.line.rank.critical and level == self.levels - 1
             else:
                 self.simple(item, item.due)
-                self.late += meant
+                self.late += wanted >= 0 and sure
+                self.tried += wanted >= 0 and not sure
         self.policy.observe(level, len(taken), end - now, end)
         self.now, self.taken = end, self.taken + len(taken)
 
@@ -367,4 +384,5 @@ def simulate(world: World, profile: Profile, policy: Policy) -> Outcome:
         sum(item.line.rank.critical for item in day.coming),
         day.best,
         sum(line.broken for line in day.lines),
+        day.tried,
     )

@@ -5,13 +5,14 @@ not, and a margin over it that only a share of epsilon of the calls exceeds. Pla
 with every call to a compiled level (`adaptive.governor`).
 """
 
-from math import sqrt
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 STEEP = 4.0  # standard deviations from which a residual is a spike or the first of a step
 DOWN_GAIN = 0.2  # largest gain for good news
 NOISE_MIN, DRIFT_MIN = 1e-4, 1e-5  # variances of the log slowdown
 OFTEN = 0.02  # share of the residuals above the threshold at which the tail begins
+BODY, THRESHOLD_MIN = log(1.0 / OFTEN - 1.0), 0.01  # of the law below that threshold
 EXCESS_MAX = 0.7  # what lies further out than this no margin can buy
 CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # of the margin: at first, limits
 
@@ -58,6 +59,21 @@ def margin(tail: Tail, depth: float) -> float:
         depth: ln(OFTEN / epsilon).
     """
     return tail.threshold + tail.excess * depth + tail.correction
+
+
+def chance(tail: Tail, room: float) -> float:
+    """Probability that a call takes no longer than so many times what decisions believe.
+
+    Above the threshold by the Pareto tail, below it by a logistic law that meets it there.
+
+    Args:
+        tail: What is known of it.
+        room: ln of how many times.
+    """
+    threshold = tail.threshold if tail.threshold > THRESHOLD_MIN else THRESHOLD_MIN
+    if room >= threshold:
+        return 1.0 - OFTEN * exp((threshold - room) / tail.excess)
+    return 1.0 / (1.0 + exp(-BODY * room / threshold))
 
 
 def track(slowdown: Slowdown, z: float, gap: float, unsure: bool) -> tuple[Slowdown, float, int]:
@@ -113,7 +129,15 @@ def track(slowdown: Slowdown, z: float, gap: float, unsure: bool) -> tuple[Slowd
     return new(Slowdown, (mean, variance, drift, noise, hold, 0, 0, 0, z)), residual, USUAL
 
 
-def widen(tail: Tail, residual: float, kind: int, late: bool, unsure: bool, epsilon: float) -> Tail:
+def widen(
+    tail: Tail,
+    residual: float,
+    kind: int,
+    late: bool,
+    unsure: bool,
+    epsilon: float,
+    tried: bool = False,
+) -> Tail:
     """Track the tail of the residuals, and correct it by how often calls were late.
 
     Residuals of steps never reach it, those of spikes do one completion later.
@@ -125,10 +149,13 @@ def widen(tail: Tail, residual: float, kind: int, late: bool, unsure: bool, epsi
         late: The call took longer than it had.
         unsure: Nobody counted on it.
         epsilon: How often calls may be late.
+        tried: It was hoped for all the same.
 
     References:
         Hill, 1975 (mean excess); Gibbs and Candes, Adaptive conformal inference, 2021. Unlike
-        theirs steps and unsure calls do not count, so the long-run share excludes them.
+        theirs steps and unsure calls do not count, so the long-run share excludes them. The tail
+        learns from those that were tried, too: else one that has become too wide would leave
+        nothing sure, and never learn that it is.
     """
     threshold, excess, correction, pending = tail
     if kind == STEP:
@@ -137,8 +164,10 @@ def widen(tail: Tail, residual: float, kind: int, late: bool, unsure: bool, epsi
         # No wind-up: what grew in an overload that no level could meet must not outlast it.
         if not late and correction > CORRECTION:
             correction = CORRECTION + 0.5 * (correction - CORRECTION)
-        return new(Tail, (threshold, excess, correction, 0.0))
-    correction += 0.1 * ((1.0 if late else 0.0) - epsilon)
+        if not tried:
+            return new(Tail, (threshold, excess, correction, 0.0))
+    else:
+        correction += 0.1 * ((1.0 if late else 0.0) - epsilon)
     if correction > CORRECTION_MAX:
         correction = CORRECTION_MAX
     elif correction < CORRECTION_MIN:

@@ -49,7 +49,7 @@ class Agent:
             if not queue:
                 self.now = next_one
                 continue
-            level, batch, _ = self.governor.decide(
+            level, batch, *_ = self.governor.decide(
                 queue[0] + deadline - self.now, len(queue), self.now
             )
             if level == WAIT:

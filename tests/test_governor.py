@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptive.budget import MANDATORY
 from adaptive.decision import Mode, Settings, decide, decide_among
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group
 from adaptive.governor import Governor
+from adaptive.slowdown import Tail, chance
 
 COSTS = [0.8e-3 * 1.6**level for level in range(6)]
 BATCHED = [{b: cost * b**0.6 for b in (1, 2, 4, 8)} for cost in COSTS]
@@ -28,7 +30,7 @@ def live(governor, completions):
     """Drive a governor through arbitrary decisions and costs; return the time after them."""
     now = 0.0
     for slack, queue, cost in completions:
-        level, batch, _ = governor.decide(slack, queue, now)
+        level, batch, *_ = governor.decide(slack, queue, now)
         now += cost
         governor.observe(level, batch, cost, now)
     return now
@@ -38,7 +40,7 @@ def live(governor, completions):
 def settled_state():
     governor, draw, now = started(COSTS), random.Random(3), 0.0
     for _ in range(3000):
-        level, batch, _ = governor.decide(20e-3, 1, now)
+        level, batch, *_ = governor.decide(20e-3, 1, now)
         cost = COSTS[level] * math.exp(draw.gauss(0.0, 0.05))
         governor.observe(level, batch, cost, now + cost)
         now += 10e-3
@@ -54,13 +56,13 @@ def settled():
 
 @given(completions, st.floats(-0.1, 1.0), st.floats(-0.1, 1.0), st.integers(0, 30))
 @settings(max_examples=40)
-def test_more_slack_never_means_a_lower_level(past, one, other, queue):
+def test_more_slack_never_means_a_lower_level_that_is_sure_for_all(past, one, other, queue):
     governor = started()
-    now = live(governor, past)
-    levels = [
-        decide(governor.settings, governor.ladder, governor.state, slack, queue, now)[1].level
-        for slack in sorted((one, other))
-    ]
+    now, levels = live(governor, past), []
+    for slack in sorted((one, other)):
+        about = governor.settings, governor.ladder, governor.state, slack, queue, now
+        level, batch, sure, _ = decide(*about)[1]
+        levels.append(level if sure and batch == queue else MANDATORY)
     assert levels[0] <= levels[1]
 
 
@@ -71,11 +73,10 @@ def test_nothing_is_sure_whose_cost_at_the_tail_exceeds_the_slack(past, slack, q
     now = live(governor, past)
     before = Governor(governor.settings)
     before.ladder, before.state = governor.ladder, governor.state
-    level, batch, sure = governor.decide(slack, queue, now)
+    level, batch, sure, _ = governor.decide(slack, queue, now)
     if level >= 0:
         typical, safe = before.predict(level, batch)
         assert (safe if sure else typical) <= (slack - 0.5e-3) * (1 + 1e-9)
-        assert sure or level == 0
     else:
         assert not sure
     assert batch <= queue
@@ -112,7 +113,7 @@ def test_a_threefold_step_is_followed_within_three_completions_and_left_again_la
     governor, now = settled()
     before, levels = governor.decide(20e-3, 1, now).level, []
     for _ in range(4):
-        level, batch, _ = governor.decide(20e-3, 1, now)
+        level, batch, *_ = governor.decide(20e-3, 1, now)
         levels.append(level)
         governor.observe(level, batch, 3 * COSTS[level], now)
         now += 20e-3
@@ -122,7 +123,7 @@ def test_a_threefold_step_is_followed_within_three_completions_and_left_again_la
     assert governor.state.slowdown.mean == pytest.approx(math.log(3), abs=0.15)
     calls = 0
     while calls < 200:
-        level, batch, _ = governor.decide(20e-3, 1, now)
+        level, batch, *_ = governor.decide(20e-3, 1, now)
         if level == before:
             break
         governor.observe(level, batch, COSTS[level], now)
@@ -139,7 +140,7 @@ def test_a_single_spike_leaves_estimate_and_level_as_they_were(times):
     assert lowered < level  # it might be the first of a step
     for _ in range(4):
         now += 10e-3
-        used, batch, _ = governor.decide(20e-3, 1, now)
+        used, batch, *_ = governor.decide(20e-3, 1, now)
         governor.observe(max(used, 0), 1, COSTS[max(used, 0)], now)
     assert governor.state.slowdown.mean == pytest.approx(mean, abs=0.03)
     assert governor.decide(20e-3, 1, now).level == level
@@ -150,7 +151,7 @@ def test_when_all_is_mandatory_what_the_model_does_then_shows_that_the_machine_h
     times, back = 60.0, None
     for n in range(700):
         times = 60.0 if n < 500 else 1.0
-        level, batch, _ = governor.decide(20e-3, 1, now)
+        level, batch, *_ = governor.decide(20e-3, 1, now)
         assert not 10 < n < 500 or level == -1
         governor.observe(max(level, 0), batch, times * COSTS[max(level, 0)], now)
         if level == 5 and n >= 500 and back is None:
@@ -163,28 +164,83 @@ def test_when_all_is_mandatory_what_the_model_does_then_shows_that_the_machine_h
 def test_what_usually_would_fit_is_tried():
     governor, now = settled()
     typical, safe = governor.predict(0, 1)
-    assert governor.decide(0.5e-3 + 1.01 * safe, 1, now) == (0, 1, True)
-    assert governor.decide(0.5e-3 + 1.01 * typical, 1, now) == (0, 1, False)
-    assert governor.decide(0.5e-3 + 0.99 * typical, 1, now) == (-1, 1, False)
+    assert governor.decide(0.5e-3 + 1.01 * safe, 1, now)[:3] == (0, 1, True)
+    assert governor.decide(0.5e-3 + 1.01 * typical, 1, now)[:3] == (0, 1, False)
+    assert governor.decide(0.5e-3 + 0.99 * typical, 1, now)[:3] == (-1, 1, False)
     # What is tried in vain is no reason for a wider margin.
     margin = governor.predict(0, 1)[1] / governor.predict(0, 1)[0]
     for _ in range(30):
         governor.decide(0.5e-3 + 1.01 * typical, 1, now)
         governor.observe(0, 1, 1.05 * typical, now)
         now += 10e-3
-    assert governor.predict(0, 1)[1] / governor.predict(0, 1)[0] == pytest.approx(margin)
+    assert governor.predict(0, 1)[1] / governor.predict(0, 1)[0] <= margin
+
+
+def test_where_nothing_is_sure_the_level_is_tried_that_promises_most():
+    governor, now = settled()
+    wide = governor.state.tail._replace(threshold=0.9, excess=0.9)  # a tenfold call is no wonder
+    governor.state = governor.state._replace(tail=wide)
+    worths = governor.ladder.gains
+    for level in range(len(COSTS)):
+        slack = 0.5e-3 + 1.2 * governor.predict(level, 1)[0]
+        found = governor.decide(slack, 1, now)
+        assert not found.sure
+        promised = []
+        for one, gain in enumerate(worths):
+            room = math.log((slack - 0.5e-3) / governor.predict(one, 1)[0])
+            promised.append(gain * chance(wide, room) if room >= 0 else 0.0)
+        assert found.level == promised.index(max(promised))
+    assert found.level >= 4
+
+
+@given(completions, st.lists(st.floats(0.0, 0.05), min_size=2, max_size=12))
+def test_where_not_all_can_be_had_those_are_taken_that_can(past, slacks):
+    governor = started()
+    now = live(governor, past)
+    dues = sorted(now + slack for slack in slacks)
+    governor.dues = lambda: dues
+    level, batch, sure, after = governor.decide(dues[0] - now, len(dues), now)
+    if after == -math.inf:
+        return
+    assert sure
+    assert level == 0
+    ready = now + 0.5e-3 + governor.predict(0, batch)[1]
+    in_time = [due for due in dues if due >= after][:batch]
+    assert all(due >= ready - 1e-9 for due in in_time)
+    # No other size gives more of them, or more for the time that it takes.
+    overloaded = governor.predict(0, min(len(dues), 8))[0] > dues[0] - now - 0.5e-3
+
+    def had(size):
+        cost = governor.predict(0, size)[1]
+        many = min(sum(due >= now + 0.5e-3 + cost for due in dues), size)
+        return many / (cost if overloaded else 1.0)
+
+    sizes = [size for size in (1, 2, 4, 8) if size <= len(dues) or size / 2 < len(dues)]
+    size = next(size for size in sizes if size >= batch)
+    assert had(size) >= max(map(had, sizes)) * (1 - 1e-9)
+
+
+def test_a_chance_is_a_law_that_meets_its_tail():
+    tail = Tail(threshold=0.4, excess=0.2)
+    assert chance(tail, 0.0) == pytest.approx(0.5)
+    assert chance(tail, 0.4) == pytest.approx(0.98)
+    assert chance(tail, 0.4 - 1e-9) == pytest.approx(0.98)
+    assert chance(tail, 0.4 + 0.2 * math.log(20)) == pytest.approx(0.999)
+    rooms = [0.01 * n for n in range(-100, 200)]
+    chances = [chance(tail, room) for room in rooms]
+    assert chances == sorted(chances)
 
 
 def test_an_overload_that_nothing_could_meet_leaves_no_margin_behind():
     governor, now = settled()
     draw = random.Random(5)
     for _ in range(1000):
-        level, batch, _ = governor.decide(20e-3, 1, now)
+        level, batch, *_ = governor.decide(20e-3, 1, now)
         times = draw.choice((20.0, 60.0, 200.0))
         governor.observe(max(level, 0), batch, times * COSTS[max(level, 0)], now)
         now += 10e-3
     for _ in range(500):
-        level, batch, _ = governor.decide(20e-3, 1, now)
+        level, batch, *_ = governor.decide(20e-3, 1, now)
         governor.observe(max(level, 0), batch, COSTS[max(level, 0)], now)
         now += 10e-3
     assert governor.decide(20e-3, 1, now).level >= 4
@@ -209,15 +265,15 @@ def test_a_batch_takes_all_that_wait_up_to_the_largest_bucket():
 
 def test_fewer_are_taken_when_not_even_the_cheapest_level_fits_for_all():
     governor = started([{1: 1e-3, 8: 8e-3}, {1: 2e-3, 8: 16e-3}])
-    assert governor.decide(5e-3, 8, 0.0) == (0, 1, True)
+    assert governor.decide(5e-3, 8, 0.0)[:3] == (0, 1, True)
 
 
 def test_without_slack_the_answer_is_the_mandatory_one():
     governor = started()
     governor.decide(1.0, 1, 0.0)
-    assert governor.decide(0.4e-3, 3, 0.0) == (-1, 3, False)  # less than the guard
-    assert governor.decide(-1.0, 3, 0.0) == (-1, 3, False)
-    assert governor.decide(1.0, 0, 0.0) == (-1, 0, False)
+    assert governor.decide(0.4e-3, 3, 0.0)[:3] == (-1, 3, False)  # less than the guard
+    assert governor.decide(-1.0, 3, 0.0)[:3] == (-1, 3, False)
+    assert governor.decide(1.0, 0, 0.0)[:3] == (-1, 0, False)
 
 
 def test_failures_cap_the_level_and_the_cap_is_lifted_by_time_and_a_good_call():
@@ -307,7 +363,7 @@ def simulate(governor, seed, slowdown, *, samples=4000, bursts=0.0, spikes=0.0):
             now = max(now, arrivals[0])
         while arrivals and arrivals[0] <= now:
             queue.append(arrivals.popleft())
-        level, batch, sure = governor.decide(queue[0] + 20e-3 - now, len(queue), now)
+        level, batch, sure, _ = governor.decide(queue[0] + 20e-3 - now, len(queue), now)
         heads = [queue.popleft() for _ in range(batch)]
         ran = max(level, 0)
         cost = BATCHED[ran][min(b for b in BATCHED[0] if b >= batch)]
@@ -371,7 +427,7 @@ def test_others_get_the_cheapest_level_at_most_while_critical_streams_have_less_
     now, top = live(governor, before), len(governor.ladder.log_costs[0]) - 1
     demand = Demand(critical, pressed, room, strained)
     _, decision, whom = among(governor, slack, queue, now, demand)
-    level, batch, sure = decision
+    level, batch, sure, after = decision
     if critical.size and whom == EVERYONE:
         assert (level, batch, sure) == (top, queue, True)
     if not critical.size and strained:
@@ -383,6 +439,7 @@ def test_others_get_the_cheapest_level_at_most_while_critical_streams_have_less_
     if whom == CRITICAL:
         assert batch <= critical.size
     if not critical.size and level > 0 and room < slack:
+        assert sure
         # It leaves the room that was asked for.
         assert governor.predict(level, batch)[1] <= room - governor.ladder.guard + 1e-12
 
@@ -397,7 +454,7 @@ def test_more_slack_never_means_a_lower_level_for_critical_streams(
         demand = Demand(Group(slack, size), pressed, strained=True)
         # The others have no time: it is not about them.
         _, decision, whom = among(governor, 0.0, 40, now, demand)
-        levels.append(decision.level if whom == CRITICAL else -1)
+        levels.append(decision.level if whom == CRITICAL and decision.sure else -1)
     assert levels[0] <= levels[1]
 
 

@@ -501,8 +501,8 @@ def test_what_waits_too_long_for_the_model_is_left_out_of_its_memory(virtual_tim
     # Each time that sixteen wait and one more comes, they are given up; those that the model had
     # then could not be waited for either, since answers of a stream keep their order.
     assert net.tracks["ecg"].counters.left_out == 5 * 16
-    assert net.tracks["ecg"].counters.mandatory == 88
-    assert [result.level == "mandatory" for result in sink] == [True] * 88 + [False] * 12
+    assert net.tracks["ecg"].counters.mandatory == 96
+    assert [result.level == "mandatory" for result in sink] == [True] * 96 + [False] * 4
 
 
 @pytest.mark.slow
