@@ -18,6 +18,7 @@ from rich.table import Table
 
 from adaptive.budget import Budget
 from adaptive.decision import Decision
+from adaptive.demand import EVERYONE, Demand, Whom
 from adaptive.governor import Governor
 from adaptive.ladder import WORTH_MANDATORY
 from adaptive.policies import (
@@ -68,12 +69,22 @@ class Without(Governor):
         self.part = part
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
-        """Decide, and try nothing if that is the part."""
+        """Decide, and try nothing if that is the part, or do not look at what else waits."""
+        if self.part == "choice of what can be had":
+            self.dues = None
         found = super().decide(slack, queue, now)
         if self.part == "tries" and not found.sure and found.level >= 0:
             self.state = self.state._replace(level=-1)
             return Decision(-1, queue, sure=False)
         return found
+
+    def decide_among(
+        self, slack: float, queue: int, now: float, demand: Demand
+    ) -> tuple[Decision, Whom]:
+        """Decide as if all were equal, if that is the part."""
+        if self.part == "ranks":
+            return self.decide(slack, queue, now), EVERYONE
+        return super().decide_among(slack, queue, now, demand)
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """Learn, and forget what the part has learned."""
@@ -94,6 +105,8 @@ PARTS = (
     "tail",
     "hold of a spike",
     "tries",
+    "choice of what can be had",
+    "ranks",
 )
 
 
@@ -192,7 +205,8 @@ class Judged(NamedTuple):
     quality: float  # of the oracle's that knows each call
     by_law: float  # gap closed to the oracle that knows the law; NaN where there is none
     by_call: float  # gap closed to the oracle that knows each call
-    late: float  # share of answers meant to be refined that were late
+    late: float  # share of answers that were late, of calls that were to be in time
+    tried: float  # the same of all calls, also those that were only tried
     missed: float  # share of all answers that came after their deadline
     unmissed: float  # the same of the oracle that knows each call
     learned: float  # share of the gradient steps that were due
@@ -215,7 +229,7 @@ def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
     def closed(oracle: float) -> float:
         return (mine - small) / (oracle - small) if oracle - small > 1e-3 else np.nan
 
-    late = sum(each[name].late for each in found)
+    late, tried = (sum(getattr(each[name], k) for each in found) for k in ("late", "tried"))
     meant = late + sum(sum(each[name].refined) for each in found)
     missed, unmissed = (share(one, "missed", "samples") for one in (name, MYOPIC))
     return Judged(
@@ -223,6 +237,7 @@ def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
         closed(law),
         closed(call),
         late / max(meant, 1),
+        (late + tried) / max(meant + tried, 1),
         missed,
         unmissed,
         share(name, "learned", "owed"),
@@ -231,13 +246,14 @@ def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
     )
 
 
-COLUMNS = "quality", "law", "calls", "late %", "missed", "oracle", "learned", "spent"
+COLUMNS = "quality", "law", "calls", "late %", "tried", "missed", "oracle", "learned", "spent"
+RANKS = "ranks"  # of scenarios, the one whose streams are not equal
 
 
 def row(judged: Judged) -> list[str]:
     """The cells of a judgement."""
-    shares = [f"{one:.3f}" for one in judged[:4]]
-    shares[3] = f"{100 * judged.late:.3f}"
+    shares = [f"{one:.3f}" for one in judged[:3]]
+    shares += [f"{100 * one:.3f}" for one in (judged.late, judged.tried)]
     missed = [f"{100 * one:.2f}" for one in (judged.missed, judged.unmissed)]
     spent = "-" if np.isnan(judged.spent) else f"{100 * judged.spent:.1f}"
     return [*shares, *missed, f"{100 * judged.learned:.0f} %", spent]
@@ -247,13 +263,33 @@ def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
     """The governor by scenario, and all policies over all of them."""
     about = (
         "quality, to the oracle's that knows each call; gap closed to the one that knows the law, "
-        "and to that one; refined answers late [%]; answers missed, and by that oracle [%]; "
+        "and to that one; refined answers late, of calls that were to be in time, and of all [%]; "
+        "answers missed, and by that oracle [%]; "
         "gradient steps of those due; what was spent of a budget [%]"
     )
     yield table(f"the governor, by scenario and site: {about}", by_scenario(found))
     names = [name for name in found[0][1] if name not in (MYOPIC, DIST)]
-    every = {name: judge([each for _, each in found], name) for name in names}
-    yield table("policies, over all", every)
+    equal = [each for job, each in found if job.scenario != RANKS]
+    yield table("policies, over all", {name: judge(equal, name) for name in names})
+    yield ranked([each for job, each in found if job.scenario == RANKS], names)
+
+
+def ranked(found: Sequence[dict[str, Outcome]], names: Sequence[str]) -> Table:
+    """What became of critical streams and of promises."""
+    about = "critical answers at the highest level [%]; promises broken, of a thousand answers"
+    made = Table(title=f"{RANKS}: {about}", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("", "critical", "broken", "quality"):
+        made.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+    for name in names:
+        outcomes = [each[name] for each in found]
+        critical, best, broken, samples = (
+            sum(getattr(one, k) for one in outcomes)
+            for k in ("critical", "best", "broken", "samples")
+        )
+        worth = np.mean([one.quality(QUALITY[0], QUALITY[1:]) for one in outcomes])
+        shares = f"{100 * best / max(critical, 1):.1f}", f"{1e3 * broken / max(samples, 1):.2f}"
+        made.add_row(name, *shares, f"{worth:.3f}")
+    return made
 
 
 def by_scenario(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> dict[str, Judged]:

@@ -191,12 +191,12 @@ class Bench:
             tally = Tally(turns, deadline, settling)
             ticks = int((WARMING + seconds) * RATE)
             source = Sensors(self.streams, begin - WARMING, ticks)
-            turns.bank = bank = Bank(self.controller, turns)
+            bank = Bank(self.controller, turns)
             tracks = {
                 one.name: Track(one, bank, n, deadline, Chain(), Chain().init(one), Pending(64))
                 for n, one in enumerate(self.streams)
             }
-            turns.lines = [track.line for track in tracks.values()]
+            turns.attach(bank, [track.line for track in tracks.values()])
             loop = Loop([source], tracks, [bank], [tally])
 
             def times(now: float) -> float:

@@ -14,7 +14,7 @@ from adaptive.contest import MISS, OURS, QUALITY, SMALL
 from adaptive.decision import Decision
 from adaptive.governor import Governor
 from adaptive.policies import Alert, Margin, Static
-from adaptive.simulation import Policy, Profile
+from adaptive.simulation import Looking, Policy, Profile
 from adaptive.sinks import Result
 
 
@@ -69,14 +69,22 @@ class Turns(Governor):
             settling: [s] of a turn that do not count.
         """
         super().__init__()
+        self.init([dict(zip(profile.sizes, row, strict=True)) for row in profile.costs])
         self.policies, self.schedule, self.profile = policies, schedule, profile
         self.settling = settling
         self.counts = {name: Count() for name in policies}
-        self.bank: Bank | None = None  # to be attached
+        self.bank: Bank | None = None
         self.lines: list[Line] = []  # of all streams
         self._name, self._since, self._slack = "", 0.0, 0.0
         self._open: set[Waiting] = set()  # what waited for an answer at the last decision
         self._meant = False  # that decision was to give them one in time
+
+    def attach(self, bank: Bank, lines: list[Line]) -> None:
+        """Get to know what is governed."""
+        self.bank, self.lines = bank, lines
+        for policy in self.policies.values():
+            if isinstance(policy, Looking):
+                policy.dues = bank.backlog.dues
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`."""
