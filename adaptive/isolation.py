@@ -26,7 +26,7 @@ from adaptive.settings import Model, empty_block
 
 LOG = logging.getLogger(__name__)
 SILENT = 300.0  # [s] without a word, also while it compiles: then it hangs
-LOOKS = 4  # at whether it hangs, before it is believed
+LOOK = 0.1  # [s] between two looks at whether it hangs
 ENDING = 10.0  # [s] from the end of its socket to its own
 
 
@@ -55,7 +55,7 @@ class Process:
         self._asked: deque[tuple[asyncio.Future, Callable[[str], None]]] = deque()
         self._listens: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.TimerHandle | None = None
-        self._silent = 0  # looks in a row at which it owed an answer and had said nothing
+        self._silent = 0.0  # [s] that it has owed an answer and said nothing
         self._spawn()
 
     def _spawn(self) -> None:
@@ -174,17 +174,17 @@ class Process:
         return kind, value
 
     def _look(self) -> None:
-        """Kill it if it hangs; with four looks, lest a pause of our own be taken for one of its."""
-        self._silent = self._silent + 1 if self._asked else 0
-        if self._silent > LOOKS:
+        """Kill it if it hangs. A pause of our own counts as one look, and not as one of its."""
+        self._silent = self._silent + LOOK if self._asked else 0.0
+        if self._silent > self.patience:
             LOG.error("the process of the models said nothing for %.1f s: killed", self.patience)
             self.child.kill()
         elif self._listens:
-            self._watch = self._listens.call_later(self.patience / LOOKS, self._look)
+            self._watch = self._listens.call_later(LOOK, self._look)
 
     def _answered(self) -> None:
         """Hand on the answer that has come, or one of its steps."""
-        self._silent, value, problem = 0, None, None
+        self._silent, value, problem = 0.0, None, None
         try:
             kind, value = self._receive()
             if kind == "step":
