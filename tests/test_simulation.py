@@ -1,5 +1,8 @@
 """The governor's day in virtual time, and the policies that it is compared with."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,12 +66,16 @@ def test_what_uses_up_its_quota_stops_until_the_next_period(calls, share, base):
     assert machine.spent(now) == pytest.approx(sum(work for _, work in calls) + base * now)
 
 
+def lived(scenario, site, samples, *names):
+    """What became of a world by some policies; nothing is checked at each call there."""
+    job = contest.Job(scenario, SITES.index(site), 0, samples, names)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return tuple(pool.submit(contest.live, job).result().values())
+
+
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 def test_who_knows_the_quota_is_never_stopped_by_it_and_who_does_not_is(site):
-    given = world("quota", site, LEVELS, 3 * SAMPLES, 0)
-    made = policies(given)
-    ours, oracle = (simulate(given, PROFILE, made[name]()) for name in (OURS, MYOPIC))
-    blind = simulate(given, PROFILE, made["static, largest"]())
+    ours, oracle, blind = lived("quota", site, 3 * SAMPLES, OURS, MYOPIC, "static, largest")
     assert ours.missed <= 1e-3 * ours.samples
     assert blind.missed > 0.05 * blind.samples
     worth, best = (one.quality(QUALITY[0], QUALITY[1:]) for one in (ours, oracle))
@@ -78,9 +85,7 @@ def test_who_knows_the_quota_is_never_stopped_by_it_and_who_does_not_is(site):
 
 @pytest.mark.slow
 def test_a_budget_is_kept_within_two_percent_with_the_quality_of_an_oracle_that_has_it_too():
-    given = world("budget halved", GATEWAY, LEVELS, 100_000, 0)
-    made = policies(given)
-    ours, oracle = (simulate(given, PROFILE, made[name]()) for name in (OURS, MYOPIC))
+    ours, oracle = lived("budget halved", GATEWAY, 100_000, OURS, MYOPIC)
     assert ours.spent == pytest.approx(ours.granted, rel=0.02)
     assert oracle.spent == pytest.approx(oracle.granted, rel=0.02)
     worth, best = (one.quality(QUALITY[0], QUALITY[1:]) for one in (ours, oracle))
@@ -218,9 +223,7 @@ def test_where_calls_lose_the_processor_for_long_the_governor_is_seldom_late(sho
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 def test_critical_streams_have_the_highest_level_for_longer_and_promises_are_kept(site):
-    given = world(RANKS, site, LEVELS, 3 * SAMPLES, 0)
-    made = policies(given)
-    ours, without = (simulate(given, PROFILE, made[n]()) for n in (OURS, "without ranks"))
+    ours, without = lived(RANKS, site, 3 * SAMPLES, OURS, "without ranks")
     assert ours.critical == without.critical > 0
     assert ours.best > 1.05 * without.best
     assert ours.broken <= 0.2 * without.broken
