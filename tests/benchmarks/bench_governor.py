@@ -25,7 +25,7 @@ def laps(calls: int, spread: float) -> list[float]:
         slack, queue, now = draw.uniform(1e-3, 50e-3), draw.randint(1, 40), 5e-3 * n
         slow = 1 + abs(draw.gauss(0, spread))
         start = time.perf_counter()
-        level, batch, _ = governor.decide(slack, queue, now)
+        level, batch, *_ = governor.decide(slack, queue, now)
         between = time.perf_counter()
         cost = slow * COSTS[level][min(b for b in SIZES if b >= batch)]
         again = time.perf_counter()
