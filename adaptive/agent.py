@@ -20,7 +20,7 @@ from adaptive.controller import Controller, engine_arrays
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
 from adaptive.health import Health
-from adaptive.isolation import Lost, Process, Remote
+from adaptive.isolation import Process, Remote
 from adaptive.loop import Loop
 from adaptive.snapshot import Snapshot, filled
 from adaptive.spending import Spending
@@ -181,7 +181,7 @@ class Agent:
                     self._save(self.path, *self.snapshot())
                 elif self.path:
                     LOG.warning("no checkpoint: the models were not ready yet")
-            except Lost as error:
+            except RuntimeError as error:  # the models are gone, or failed
                 LOG.error("no checkpoint: %s", error)
             finally:
                 self.close()
@@ -193,7 +193,7 @@ class Agent:
             taken = Snapshot(self.banks, self.tracks)
             try:
                 await taken.take_beside(self.loop.model, self._busy)
-            except Lost as error:  # the loop will see to it
+            except RuntimeError as error:  # gone, failed, or begun anew: the loop will see to it
                 LOG.warning("no checkpoint: %s", error)
                 continue
             await asyncio.to_thread(self._save, path, taken.arrays, taken.header)

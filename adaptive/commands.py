@@ -99,7 +99,12 @@ def check_config(args: argparse.Namespace) -> int:
                 f"{made.name}: {', '.join(raw.channels)}"
                 + (f" -> {', '.join(made.channels)}" if made.channels != raw.channels else "")
                 + (f", {made.sampling_rate:g} Hz" if made.sampling_rate else "")
-                + f", answered within {1e3 * feed.deadline:g} ms",
+                + f", answered within {1e3 * feed.deadline:g} ms"
+                + (", critical" if feed.rank.critical else "")
+                + (
+                    f", {feed.rank.firm[0]} of {feed.rank.firm[1]} refined"
+                    * bool(feed.rank.firm[0])
+                ),
                 highlight=False,
             )
     levels = ", ".join(level.name for level in config.model.ladder())

@@ -132,8 +132,8 @@ def decide(
 
     The batch is all of the queue that a bucket holds; what is done when no level is sure for so
     many says `otherwise`. With more waiting than one batch holds, the typical cost of draining the
-    whole queue must fit too, unless the level is the cheapest. So for a given state the level never
-    falls when the slack grows.
+    whole queue must fit too, unless the level is the cheapest. So for a given state the level
+    that is sure for all that wait never falls when the slack grows.
 
     Args:
         settings: What to aim at.

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections import deque
@@ -26,6 +27,7 @@ from adaptive.settings import Model, empty_block
 
 LOG = logging.getLogger(__name__)
 SILENT = 300.0  # [s] without a word, also while it compiles: then it hangs
+STALL = 5  # [s] that it may let us wait within a message, while nothing else goes on
 LOOK = 0.1  # [s] between two looks at whether it hangs
 ENDING = 10.0  # [s] from the end of its socket to its own
 
@@ -60,6 +62,8 @@ class Process:
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
+        for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # within a message; else we hang, too
+            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", STALL, 0))
         with theirs:
             # Without -P a folder named adaptive, where we were started, would stand before ours.
             command = [sys.executable, "-P", "-m", "adaptive.worker", str(theirs.fileno())]
@@ -155,20 +159,20 @@ class Process:
         Raises:
             Lost: None comes.
         """
-        if not self.line.poll(SILENT):
-            raise Lost(f"the process of the models said nothing for {SILENT:.0f} s")
+        if not self.line.poll(self.patience):
+            raise Lost(f"the process of the models said nothing for {self.patience:.0f} s")
 
     def _send(self, number: int, name: str, args: Sequence[Any]) -> None:
         try:
             self.line.send_bytes(encode((number, name, args)))
         except OSError as error:
-            raise self._lost() from error
+            raise self._lost(error) from error
 
     def _receive(self) -> tuple[str, Any]:
         try:
             kind, value = decode(self.line.recv_bytes())
         except (EOFError, OSError) as error:
-            raise self._lost() from error
+            raise self._lost(error) from error
         if kind == "failed":
             raise RuntimeError(f"in the process of the models:\n{value}")
         return kind, value
@@ -203,9 +207,11 @@ class Process:
         else:
             asked.set_result(value)
 
-    def _lost(self) -> Lost:
+    def _lost(self, error: Exception) -> Lost:
         code = self.child.poll()
         how = "closed its socket" if code is None else f"ended with code {code}"
+        if isinstance(error, BlockingIOError):
+            how = f"stopped for {STALL} s within a message"
         return Lost(f"the process of the models {how}; see above for what it said")
 
 

@@ -112,7 +112,7 @@ class Loop:
             try:
                 async with self.model:
                     await self.prepare()
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 if self._since == -inf:  # at the first start somebody looks on
                     raise
                 LOG.error("the models cannot be had back yet: %s", error)
@@ -219,16 +219,16 @@ class Loop:
             packed = await self._beside(bank, "run", call.level, call.block)
         except RuntimeError as error:
             return self._break(error, clock())
-        after = clock()
+        done = clock()
         estimates = bank.controller.finish(call, packed)
-        bank.governor.observe(level, len(estimates), after - before, after)
-        bank.calls.add(wanted, sure, due - before, expected, after - before)
-        self._look(bank, after)
+        bank.governor.observe(level, len(estimates), done - before, done)
+        bank.calls.add(wanted, sure, due - before, expected, done - before)
+        self._look(bank, done)
         for waiting, estimate in zip(bank.taken, estimates, strict=True):
             waiting.track.loss = estimate.loss
             if waiting.arrival >= self._since:  # nobody hoped for those before
-                waiting.line.estimated(after <= waiting.due)
-            self._publish(waiting, estimate, after)
+                waiting.line.estimated(done <= waiting.due)
+            self._publish(waiting, estimate, done)
         bank.taken = []
 
     def _look(self, bank: Bank, now: float) -> None:

@@ -134,11 +134,6 @@ class Outcome(NamedTuple):
         simple = self.samples - sum(self.refined) - self.missed
         return (total + mandatory * simple) / self.samples
 
-    @property
-    def late_share(self) -> float:
-        """Of the answers that the model was meant to give in time."""
-        return self.late / max(self.late + sum(self.refined), 1)
-
 
 class Ahead(NamedTuple):
     """What an oracle may look up, at the moment of a decision."""

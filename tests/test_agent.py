@@ -18,6 +18,7 @@ from adaptive.config import ConfigError
 from adaptive.controller import Controller
 from adaptive.engine import Engine
 from adaptive.sinks import JsonLinesSink, ListSink
+from adaptive.snapshot import Snapshot
 from sensors import wire
 from sensors.sample import Sample
 
@@ -280,16 +281,20 @@ def test_answers_go_on_when_the_process_of_the_models_dies_or_hangs(tmp_path, ca
     async def main():
         running = asyncio.create_task(agent.run())
         async with asyncio.timeout(120.0):
-            await refined(150)
+            await refined(400)
             at["missed"] = track.counters.missed
             os.kill(agent.process.child.pid, how)
             await until(lambda: not loop.ready.is_set())
-            at["simple"] = track.counters.mandatory
+            at["simple"], at["before"] = track.counters.mandatory, track.counters.received
             assert agent.banks[0].governor.cause == "worker"
             await refined(100)
             assert track.counters.mandatory > at["simple"]
             await asyncio.sleep(1.0)
             assert agent.banks[0].governor.mode == 0
+            async with loop.model:
+                arrays = await agent.banks[0].controller.engine.beside("arrays")
+            at["seen"] = max(int(a.max()) for name, a in arrays.items() if name.endswith(".count"))
+            at["since"] = track.counters.received - at["before"]
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -303,8 +308,38 @@ def test_answers_go_on_when_the_process_of_the_models_dies_or_hangs(tmp_path, ca
     assert sum("Until the models are back" in line for line in said) == 1
     assert any("begin anew" in line for line in said) == (not saved)
     assert track.counters.missed - at["missed"] <= 0.01 * track.counters.received
+    # What the models had seen before the last checkpoint they know again, or else nothing of it.
+    assert (at["seen"] > at["since"] + 200) == saved
     # It was noticed, and there again, soon.
     assert track.counters.reasons.get("waited", 0) < 300
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_the_models_cannot_give_ends_nothing(tmp_path, caplog, monkeypatch):
+    # As when their process is started anew between two pieces of its state.
+    async def failing(self, model, busy):
+        raise RuntimeError("in the process of the models: no such piece")
+
+    monkeypatch.setattr(Snapshot, "take_beside", failing)
+    source = {"kind": "simulated-ecg", "sampling_rate_hz": 100.0}
+    agent = {"checkpoint_path": str(tmp_path / "state"), "checkpoint_every_s": 0.1}
+    made = Agent(
+        config.parse(
+            {"agent": agent | {"isolation": "none"}, "model": SMALL, "source": [source]}, "test"
+        )
+    )
+
+    async def main():
+        running = asyncio.create_task(made.run())
+        await asyncio.sleep(1.0)
+        assert not running.done()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert sum("no such piece" in record.getMessage() for record in caplog.records) > 2
+    assert (tmp_path / "state").exists()  # the last one is taken at once
 
 
 TOML = """

@@ -182,6 +182,17 @@ def test_a_process_that_hangs_is_missed_and_killed(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_process_that_stops_within_a_message_keeps_nobody_waiting_for_ever(monkeypatch):
+    monkeypatch.setattr(isolation, "STALL", 1)
+    process = Process()
+    os.kill(process.child.pid, signal.SIGSTOP)
+    engine = Remote(process, 1, CHANNELS, SETTINGS)
+    with pytest.raises(Lost, match="stopped for 1 s within a message"):
+        asyncio.run(engine.beside("load", {"more": np.zeros(10**7)}))  # than a socket holds
+    process.close(0.0)
+
+
+@pytest.mark.slow
 def test_a_folder_of_the_same_name_does_not_stand_in_for_ours(tmp_path, monkeypatch):
     (tmp_path / "adaptive").mkdir()
     (tmp_path / "adaptive" / "__init__.py").write_text("raise ImportError('not ours')")

@@ -170,7 +170,7 @@ def test_bench_measures_banks_growth_memory_and_the_start(tmp_path, monkeypatch,
         monkeypatch.setattr(bench, name, few)
     monkeypatch.setattr(bench, "MEMORIES", (512, 1024))
     monkeypatch.setattr(bench, "CALLS", 4)
-    path = written(tmp_path, SMALL)
+    path = written(tmp_path, SMALL + '[[model.levels]]\nname = "trunk"\n')
     wanted = {
         "throughput": ("trunk", "3 streams", "state of a stream: "),
         "growth": ("channels", "512 1024"),
