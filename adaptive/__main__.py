@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from adaptive import commands
+from adaptive import benches, commands
 from adaptive.config import ConfigError
 from adaptive.console import ERR, complain, set_up_log
 from adaptive.isolation import Lost
@@ -138,9 +138,7 @@ def parser() -> argparse.ArgumentParser:
     why.add_argument("--time-column", metavar="NAME", help="default: the first")
     why.add_argument("--horizon", type=int, metavar="H", help="how far to forecast [samples]")
 
-    bench = command(
-        "bench", commands.bench_machine, "Measure what the agent costs on this machine."
-    )
+    bench = command("bench", benches.bench_machine, "Measure what the agent costs on this machine.")
     bench.add_argument(
         "what",
         nargs="?",

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive.budget import MANDATORY
+from adaptive.budget import MANDATORY, Budget
 from adaptive.decision import Mode, Settings, decide, decide_among
-from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group, Needs
 from adaptive.governor import Governor
 from adaptive.slowdown import Tail, chance
 
@@ -470,3 +470,50 @@ def test_a_promise_is_kept_before_critical_streams_get_more_than_the_cheapest(
     if whom == CRITICAL and decision.sure and decision.level > 0:
         spent = governor.predict(decision.level, decision.batch)[1]
         assert spent + governor.predict(0, pressed.size)[1] <= pressed.slack + 1e-12
+
+
+def test_others_are_kept_low_for_a_while_after_critical_streams_had_less_than_the_highest():
+    needs = Needs(top=2, relief=0.5)
+
+    def strained(now, level=None):
+        critical = Group(0.1, 1) if level is not None else Group()
+        demand = needs.demand(critical, Group(), 0.05, lambda level, size: 1e-3, now)
+        if level is not None:
+            needs.decided(demand, level, now)
+        return demand.strained
+
+    assert not strained(0.0)
+    strained(1.0, level=1)
+    assert strained(1.4)
+    needs.decided(Demand(), 2, 1.45)  # others' calls say nothing about it
+    assert strained(1.49)
+    assert not strained(1.6)
+    strained(2.0, level=0)
+    assert strained(2.1, level=2)
+    assert not strained(2.2)
+
+
+def poor():
+    """Return a governor whose budget buys next to nothing, and the time."""
+    spent = [0.0]
+    governor = started()
+    governor.budget = Budget(lambda: spent[0])
+    governor.budget.limit("cpu", 1e-3)
+    for n in range(100):
+        spent[0] += 5e-3
+        governor.budget.look(1e-2 * n)
+    assert governor.budget.price > 100.0
+    return governor, 1.0
+
+
+def test_critical_and_pressed_streams_pay_no_price_and_are_taken_apart_from_those_that_do():
+    governor, now = poor()
+    top = len(COSTS) - 1
+    assert governor.decide_among(1.0, 4, now, Demand())[0].level < 0
+    decision, whom = governor.decide_among(1.0, 4, now, Demand(Group(1.0, 1)))
+    assert (decision.level, decision.batch, whom) == (top, 1, CRITICAL)
+    # There is time for one call, not for all.
+    decision, whom = governor.decide_among(1e-3, 4, now, Demand(pressed=Group(2e-3, 1)))
+    assert (decision.level, decision.batch, whom) == (0, 1, PRESSED)
+    governor.budget = None
+    assert governor.decide_among(1.0, 4, now, Demand(Group(1.0, 1)))[1] == EVERYONE

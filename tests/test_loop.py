@@ -353,6 +353,14 @@ def test_while_a_model_hangs_samples_are_answered_in_time_and_it_sees_them_later
     assert 250 < counters.mandatory < 400  # level 2 takes 3 s, a thousand times its usual
     assert [result.sample.sequence for result in sink] == list(range(1000))
     assert sum(entry[3] for entry in controller.log) == 1000
+    # What only has to catch up does so at the cheapest level, however much time there is.
+    sequences, seen = [result.sample.sequence for result in sink if result.level != "mandatory"], 0
+    levels = {}
+    for _, _, level, count in controller.log:
+        levels |= dict.fromkeys(range(seen, seen + count), level)
+        seen += count
+    hung = min(set(range(1000)) - set(sequences))
+    assert max(levels[n] for n in range(hung + 1, 1000) if n not in sequences) == 0
 
 
 def test_a_queue_whose_front_is_answered_makes_progress_at_each_step(virtual_time):
