@@ -11,6 +11,7 @@ time.
 # pyright: reportIncompatibleMethodOverride=false
 # The index of a sample hides the method of tuples, which nobody needs.
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,7 @@ KEPT = "mandatory", "head", "dismissals"  # of a member, as arrays
 # takes longer than all else of an arrival, and few answers are mandatory.
 FEW, COUNTED = 128, 4
 LARGEST = 1e18  # a centred value is cut there, or its square would leave float32
+OVERDUE = 1.05  # times as many samples as there are between gradient steps: now it presses
 CAUSES = (  # of an answer being strange, in the order of its parts
     *(f"unlike any {samples} samples remembered" for samples in (3, 12, 48, 12, 48, 192)),
     "seldom seen",
@@ -160,6 +162,8 @@ class Controller:
             for one in wanted
         ]
         self.due = [0] * streams  # samples since the last gradient step
+        self._patience = int(OVERDUE * s.learn_every_samples) + 1
+        self._overdue: deque[int] = deque()  # streams with so many, as they came
         self._growth = np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
 
     @cached_property
@@ -253,6 +257,8 @@ class Controller:
             call.samples, compared, *about, strict=True
         ):
             self.due[one.stream] += 1
+            if self.due[one.stream] == self._patience:
+                self._overdue.append(one.stream)
             part = int(which)
             surprise, cause = Surprise._make((*rank, part)), causes[part] if part >= 0 else ""
             said = surprise, cause, forecast, spread, Explanation._make((*why, encoder)), loss
@@ -298,11 +304,23 @@ class Controller:
         member.calibration.confirm(member.dismissals.learn(indices, label))
         return True
 
-    def learning_due(self) -> int | None:
-        """The stream that has waited longest for a gradient step; None if none is due."""
+    def learning_due(self, overdue: bool = False) -> int | None:
+        """The stream that has waited longest for a gradient step; None if none is due.
+
+        Args:
+            overdue: Only one that has waited for some time.
+        """
         every = self.settings.learn_every_samples
-        stream = int(np.argmax(self.due))
-        return stream if every and self.due[stream] >= every else None
+        if not every or overdue and not self._overdue:
+            return None
+        stream = self._overdue[0] if self._overdue else int(np.argmax(self.due))
+        return stream if self.due[stream] >= every else None
+
+    def step_begins(self, stream: int) -> None:
+        """Take note that a stream's gradient step begins."""
+        self.due[stream] = 0
+        if stream in self._overdue:
+            self._overdue.remove(stream)
 
     def learn(self, stream: int) -> bool:
         """Take one gradient step on the matured feedback of a stream.
@@ -310,7 +328,7 @@ class Controller:
         Returns:
             Whether it landed: it was finite, and the encoder did not go back to its anchor.
         """
-        self.due[stream] = 0
+        self.step_begins(stream)
         return self.engine.learn(stream)
 
     # --- what outlives a restart ----------------------------------------------------------------
@@ -353,6 +371,7 @@ class Controller:
             member.rank.restore(saved["rank"])
             member.calibration.restore(saved["calibration"])
         self.due = list(header["due"])
+        self._overdue = deque(n for n, due in enumerate(self.due) if due >= self._patience)
 
 
 def engine_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -26,6 +26,8 @@ from adaptive.slowdown import (
     widen,
 )
 
+RECENT = 0.05  # weight of the newest call in what is typical
+
 
 class Mode(IntEnum):
     """How far the governor trusts the compiled levels."""
@@ -114,6 +116,7 @@ class State(NamedTuple):
     sure: bool = False  # whether it was
     observed: float = -inf  # [s] time of the last completion
     interval: float = 0.0  # [s] typical time between completions
+    batch: float = 1.0  # typical number of samples in a call
     late: float = 0.0  # running share of sure calls that were late, over about 1000
     trust: Trust = Trust()
 
@@ -145,7 +148,7 @@ def decide(
         most: The highest level that may be taken; any if None.
         dues: Says when the answers that are waited for are due [s], ascending.
     """
-    slowdown, tail, _, last, _, observed, interval, late, trust = state
+    slowdown, tail, _, last, _, observed, interval, usual_batch, late, trust = state
     mode = trust.mode
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
@@ -176,7 +179,8 @@ def decide(
             budget = after - now - guard
     if slowdown.hold_left and queue > 0:
         slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
-    state = new(State, (slowdown, tail, budget, level, sure, observed, interval, late, trust))
+    about = observed, interval, usual_batch, late, trust
+    state = new(State, (slowdown, tail, budget, level, sure, *about))
     return state, new(Decision, (level, batch, sure, after))
 
 
@@ -316,7 +320,7 @@ def observe(
     """
     if level < 0 or not 1e-9 < cost < 1e6:
         return state
-    slowdown, tail, budget, last, sure, observed, interval, share, trust = state
+    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust = state
     buckets, log_costs, _, _, _, _ = ladder
     size = bisect_left(buckets, batch)
     if size == len(buckets):
@@ -324,7 +328,8 @@ def observe(
     z = log(cost) - log_costs[size][level]
     # The slowdown drifts with the time since the last completion, in units of the usual time.
     elapsed = now - observed if observed > -inf else interval
-    interval += 0.05 * (elapsed - interval)
+    interval += RECENT * (elapsed - interval)
+    usual += RECENT * (batch - usual)
     age = elapsed / interval if interval > 0.0 else 1.0
     age = 1.0 if age < 1.0 else 20.0 if age > 20.0 else age
 
@@ -339,7 +344,7 @@ def observe(
         share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
         if share > 10 * epsilon and trust.mode == NORMAL:
             trust, share = _worse(settings, trust, DEGRADED, "late", now), 0.0
-    return new(State, (slowdown, tail, budget, last, sure, now, interval, share, trust))
+    return new(State, (slowdown, tail, budget, last, sure, now, interval, usual, share, trust))
 
 
 def _worse(settings: Settings, trust: Trust, mode: Mode, cause: str, now: float) -> Trust:

@@ -4,6 +4,7 @@ What moves here is arrays of numbers; what they mean is the controller's. So an 
 the controller's process, or in one of its own (`adaptive.isolation`).
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,9 @@ from adaptive.store import Layout
 
 class Engine:
     """The model of a bank that has seen nothing."""
+
+    apart = False  # all else waits while it is at work
+    took = 0.0  # [s] the last call from the loop
 
     def __init__(self, streams: int, channels: int, settings: Model):
         """Make the first parameters and states; compile nothing yet.
@@ -190,4 +194,8 @@ class Engine:
 
     async def beside(self, name: str, *args: Any) -> Any:
         """Call a method as one in another process is called; here everything waits for it."""
-        return getattr(self, name)(*args)
+        clock = asyncio.get_running_loop().time
+        begin = clock()
+        value = getattr(self, name)(*args)
+        self.took = clock() - begin
+        return value

@@ -130,20 +130,33 @@ class Governor:
         """What a call made now takes, but for a share of epsilon [s]."""
         return at_most(self.ladder, self.state, level, batch)
 
-    def may_learn(self, idle: float, cost: float) -> bool:
-        """Say whether a learning step fits, almost surely, before the next sample needs the CPU.
+    def may_learn(self, slack: float, queue: int, cost: float) -> bool:
+        """Say whether a learning step fits, almost surely, before a call must begin.
+
+        With nothing waiting that is a call for the next sample, at the level that is usual now.
+        What waits, and what comes meanwhile, is not to have less than the highest level for it.
 
         Args:
-            idle: [s] predicted until then, with nothing waiting.
+            slack: [s] until the first of those that wait is due; with nothing waiting, how long
+                one could wait that came now.
+            queue: How many wait.
             cost: [s] of the step, nominal.
         """
-        slowdown, money = self.state.slowdown, self.budget
+        state, money, ladder = self.state, self.budget, self.ladder
         if money is not None and (money.price > 0.0 or cost > money.spare):
             return False  # it is what goes first
-        budget = idle - self.ladder.guard
-        if self.state.trust.mode != NORMAL or slowdown.hold_left or budget <= 0.0:
+        if state.trust.mode != NORMAL or state.slowdown.hold_left or slack <= ladder.guard:
             return False
-        return cost * exp(slowdown.mean + margin(self.state.tail, self.ladder.depth)) <= budget
+        step = cost * exp(state.slowdown.mean + margin(state.tail, ladder.depth))
+        level, batch = max(state.level, 0), 1
+        if queue:
+            if not state.interval:
+                return False  # nobody knows what comes meanwhile
+            level = len(ladder.log_costs[0]) - 1
+            batch = queue + int(state.batch * (1.0 + step / state.interval))
+            if batch > ladder.buckets[-1]:
+                return False
+        return step + self.at_most(level, batch) <= slack - ladder.guard
 
     def snapshot(self) -> dict[str, float]:
         """Return what was learned, for a checkpoint.

@@ -42,6 +42,7 @@ class Process:
     Attributes:
         patience: What is asked of it beside the event loop is to be answered so soon, or it hangs
             and is killed [s].
+        took: How long the last answer took there [s].
     """
 
     def __init__(self, cpus: Sequence[int] = ()) -> None:
@@ -52,7 +53,7 @@ class Process:
         """
         self.cpus = cpus
         self.engines = 0
-        self.patience = SILENT
+        self.patience, self.took = SILENT, 0.0
         # In the order of their answers; and who hears of their steps.
         self._asked: deque[tuple[asyncio.Future, Callable[[str], None]]] = deque()
         self._listens: asyncio.AbstractEventLoop | None = None
@@ -170,7 +171,7 @@ class Process:
 
     def _receive(self) -> tuple[str, Any]:
         try:
-            kind, value = decode(self.line.recv_bytes())
+            kind, value, self.took = decode(self.line.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._lost(error) from error
         if kind == "failed":
@@ -218,6 +219,8 @@ class Process:
 class Remote:
     """Stands for an engine in another process; see `adaptive.engine` for the methods."""
 
+    apart = True  # its work leaves this process free
+
     def __init__(self, process: Process, streams: int, channels: int, settings: Model):
         """Say what is wanted; `prepare` makes it."""
         self.process, self.number = process, process.engines
@@ -254,7 +257,7 @@ class Remote:
             step: Called with the name of each program when it is ready.
 
         Returns:
-            For each level the usual cost [s] of a call from here, by its samples, and what
+            For each level the usual cost [s] of a call, by its samples, and what
             `Engine.learn_cost` returns.
 
         Raises:
@@ -264,21 +267,25 @@ class Remote:
         await self.revive(step)
         return await self.rehearse(), await self.beside("learn_cost")
 
+    @property
+    def took(self) -> float:
+        """How long the last call took there; what is on the way comes on top [s]."""
+        return self.process.took
+
     async def rehearse(self, pause: float = rehearsal.PAUSE) -> list[dict[int, float]]:
-        """Measure what calls cost from here, on copies: with all that is on the way [s].
+        """Measure what calls cost there, on copies and as they are made from here [s].
 
         Args:
             pause: Before each call [s].
         """
-        clock, laps = asyncio.get_running_loop().time, rehearsal.Laps()
+        laps = rehearsal.Laps()
         streams, channels, _ = self._wanted
         for level in range(self._levels):  # the copies are made, and each program has run once
             await self.beside("rehearse", level, empty_block(channels))
         for level, size, block in rehearsal.calls(self._levels, streams, channels):
             await asyncio.sleep(pause)
-            begin = clock()
             await self.beside("rehearse", level, block)
-            laps.add(level, size, clock() - begin)
+            laps.add(level, size, self.took)
         await self.beside("rehearsed")
         return laps.costs()
 

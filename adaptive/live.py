@@ -83,6 +83,7 @@ class Slowed(Remote):
         value = await super().beside(name, *args)
         if name == "run" and self.times and (times := self.times(begin)) > 1:
             await asyncio.sleep((times - 1) * (clock() - begin))
+            self.process.took = clock() - begin
         return value
 
 

@@ -20,12 +20,13 @@ from typing import Any
 
 from adaptive.backlog import QUEUE, QUEUE_LEAST
 from adaptive.bank import Bank, Origin, Track, Waiting
-from adaptive.controller import MANDATORY, Estimate
+from adaptive.controller import MANDATORY
 from adaptive.decision import Decision
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Needs, Whom
 from adaptive.inbox import Inbox
 from adaptive.outlet import RETRY_CAP, Outlet, pause
-from adaptive.sinks import Result, Sink
+from adaptive.publisher import Publisher
+from adaptive.sinks import Sink
 from sensors.sample import Sample, Source
 
 LOG = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ LOG = logging.getLogger(__name__)
 # late, and later on a crowded machine; how late is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
+RECENT = 0.05  # weight of the newest call in what is usual
 FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
 
 
@@ -61,6 +63,7 @@ class Loop:
         self.sources, self.tracks, self.banks = sources, tracks, banks
         self._rng = rng or random.Random()
         self.outlets = [Outlet(sink, self._rng) for sink in sinks]
+        self.publisher = Publisher(self.outlets)
         self.inbox = Inbox(tracks, self._queue, self._rng)
         self._members = {(id(t.bank), t.number): t for t in tracks.values()}
         self._shortest = min((track.deadline for track in tracks.values()), default=inf)
@@ -78,6 +81,7 @@ class Loop:
         self._broken = asyncio.Event()  # their process is gone, or gives no answers
         if not prepare:
             self.ready.set()
+        self._beyond = 0.0  # [s] of a call: usually beyond the work of the model
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
         self._lag = 0.0  # [s] how late such timers have been
 
@@ -95,9 +99,12 @@ class Loop:
                 self._reading = len(self.sources)
                 for source in self.sources:
                     group.create_task(self._ingest(source))
-                preparing = group.create_task(self._keep_ready())
+                beside = [self._keep_ready(), self.publisher.run()]
+                beside = [group.create_task(one) for one in beside]
                 await self._score()
-                preparing.cancel()
+                for task in beside:
+                    task.cancel()
+                self.publisher.flush()
                 for outlet in self.outlets:
                     outlet.end()
         finally:
@@ -140,7 +147,7 @@ class Loop:
         for bank in self.banks:
             bank.governor.failed("worker", now)
             for waiting in (*bank.taken, *bank.backlog):
-                self._publish(waiting, None, now, "unready")
+                self.publisher.simple(waiting, now, "unready")
             bank.taken = []
             self._look(bank, now)
         self._broken.set()
@@ -164,7 +171,7 @@ class Loop:
         bank.backlog.add(waiting)
         ready, line = self.ready.is_set(), track.line
         if not (ready and line.hopeful()):  # to wait would be in vain, and makes answers late
-            self._publish_all(track, now, "behind" if ready else "unready")
+            self.publisher.simple_all(track, now, "behind" if ready else "unready")
             self._lag *= FORGIVE  # no timer is set that could show that things are better now
         elif not self._timer or due < self._timer.when():
             self._watch()
@@ -181,11 +188,13 @@ class Loop:
         """Answer what waits, earliest deadline first, until nothing more will come."""
         while True:
             banks = [bank for bank in self.banks if bank.backlog and self.ready.is_set()]
-            if banks:
-                await self._step(min(banks, key=Bank.urgency))
-                await asyncio.sleep(0)  # with the model in this process nobody else had a turn
-            elif track := self._learning():
+            if track := self._learning():
                 await self._learn(track)
+            elif banks:
+                bank = min(banks, key=Bank.urgency)
+                await self._step(bank)
+                if not bank.controller.engine.apart:
+                    await asyncio.sleep(0)  # nobody else had a turn
             elif self._reading:
                 self._wake.clear()
                 await self._wake.wait()
@@ -199,7 +208,7 @@ class Loop:
         due = bank.urgency()
         (level, batch, sure, after), whom = self._decide(bank, before)
         while (head := backlog.head()) and head.due < after:  # these cannot be had in time
-            self._publish(head, None, before, "no_room")
+            self.publisher.simple(head, before, "no_room")
         wanted = level if due < inf else MANDATORY  # for no answer, but for the model's memory
         if level < MANDATORY:  # a budget is short: some are left out, or all wait
             for waiting in backlog.take(batch, whom, short=True):
@@ -208,7 +217,7 @@ class Loop:
         if level == MANDATORY:
             # What its time allows is there already; the model sees the sample all the same.
             if whom == EVERYONE and head:
-                self._publish(head, None, before, "no_room")
+                self.publisher.simple(head, before, "no_room")
             level = 0
         if due == inf:
             level = 0  # whatever level it is, the memory is the same
@@ -220,16 +229,16 @@ class Loop:
         except RuntimeError as error:
             return self._break(error, clock())
         done = clock()
-        estimates = bank.controller.finish(call, packed)
-        bank.governor.observe(level, len(estimates), done - before, done)
-        bank.calls.add(wanted, sure, due - before, expected, done - before)
+        lap, work = done - before, bank.controller.engine.took
+        # What is beyond its work and usual is no slowness of the model's.
+        bank.governor.observe(level, len(bank.taken), max(work, lap - self._beyond), done)
+        bank.calls.add(wanted, sure, due - before, expected + self._beyond, lap)
+        self._beyond += RECENT * (lap - work - self._beyond)
         self._look(bank, done)
-        for waiting, estimate in zip(bank.taken, estimates, strict=True):
-            waiting.track.loss = estimate.loss
+        for waiting in bank.taken:
             if waiting.arrival >= self._since:  # nobody hoped for those before
                 waiting.line.estimated(done <= waiting.due)
-            self._publish(waiting, estimate, done)
-        bank.taken = []
+        self.publisher.land(bank, call, packed, done)
 
     def _look(self, bank: Bank, now: float) -> None:
         """Take note if the governor's mode has changed."""
@@ -245,11 +254,13 @@ class Loop:
         backlog, governor = bank.backlog, bank.governor
         head = backlog.head()
         # A sample of another stream may come during the call and have to wait for its end.
-        slack = min(head.due - now if head else inf, self._patience(self._shortest))
+        usable = self._patience(self._shortest) - self._beyond
+        slack = min(head.due - now - self._beyond if head else inf, usable)
         if self._special == inf:
             return governor.decide(slack, len(backlog), now), EVERYONE
-        critical, pressed = (backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
-        patience = self._patience(self._special)
+        sooner = now + self._beyond
+        critical, pressed = (backlog.group(whom, sooner) for whom in (CRITICAL, PRESSED))
+        patience = self._patience(self._special) - self._beyond
         demand = self._needs.demand(critical, pressed, patience, governor.at_most, now)
         decision, whom = governor.decide_among(slack, len(backlog), now, demand)
         self._needs.decided(demand, decision.level, now)
@@ -282,82 +293,40 @@ class Loop:
             self._timer = None
         for bank in self.banks:
             while (head := bank.backlog.head()) and head.due <= now:
-                self._publish(head, None, now, "longer" if head.line.taken else "waited")
+                self.publisher.simple(head, now, "longer" if head.line.taken else "waited")
         self._watch()
 
     def _leave_out(self, bank: Bank, waiting: Waiting, now: float, why: str) -> None:
         """Answer a sample that the model will not see."""
-        self._publish_all(waiting.track, now, why, waiting)
+        self.publisher.simple_all(waiting.track, now, why, waiting)
         waiting.track.counters.left_out += 1
         bank.left_out += 1
-
-    def _publish_all(self, track: Track, now: float, why: str, last: Waiting | None = None) -> None:
-        """Publish what there is for a stream's samples, in their order, up to the last."""
-        line = track.line
-        for waiting in track.bank.taken if line.taken else ():
-            if waiting.track is track:
-                self._publish(waiting, None, now, why)
-        for waiting in [last] if last else list(line.queue)[len(line.queue) - line.unanswered :]:
-            self._publish(waiting, None, now, why)
-
-    def _publish(
-        self, waiting: Waiting, estimate: Estimate | None, now: float, why: str = ""
-    ) -> None:
-        """Settle an answer and hand it to the sinks, unless the sample has one.
-
-        Args:
-            waiting: The sample.
-            estimate: The model's; None for the mandatory one.
-            now: [s].
-            why: It is the mandatory one; of `Counters.reasons`.
-        """
-        if waiting.answered:
-            return
-        waiting.answered, waiting.published = True, now
-        track, sample = waiting.track, waiting.sample
-        track.line.answered(estimate is not None)
-        controller = track.bank.controller
-        if estimate is None:
-            estimate, reasons = controller.mandatory(waiting.queued), track.counters.reasons
-            reasons[why] = reasons.get(why, 0) + 1
-        answer = controller.settle(estimate, sample.time, sample.values)
-        track.seen(estimate.index, sample.time)
-        track.level = estimate.level
-        name = "mandatory"
-        if estimate.level != MANDATORY:
-            name = controller.levels[estimate.level].name
-        channels = track.stream.channels
-        result = Result(sample, answer, name, waiting.arrival, waiting.deadline, channels)
-        if answer.alarm:
-            track.counters.alarms += 1
-            track.alarms.append(result)
-        track.counters.dismissed += answer.dismissed
-        waiting.sinks = len(self.outlets)
-        for outlet in self.outlets:
-            outlet.put(waiting, result)
-        if not self.outlets:
-            waiting.account(estimate.level, now)
 
     def _learning(self) -> Track | None:
         """The stream that a gradient step is due for, if there is time.
 
-        There is, if a sample that comes during the step could still be refined in time.
+        There is, if what comes during the step can still be refined in time. Where something waits
+        at any moment, as with many streams, time is made for steps that are overdue.
         """
+        waiting = [bank for bank in self.banks if bank.backlog]
         for bank in self.banks if self.ready.is_set() else ():
-            stream = bank.controller.learning_due()
+            stream = bank.controller.learning_due(overdue=bool(waiting))
             if stream is None:
                 continue
-            track = self._members[id(bank), stream]
-            usual = bank.governor.predict(max(track.level, 0), 1)[1]
-            idle = self._patience(self._shortest) - usual
-            if bank.governor.may_learn(idle, bank.learn_cost):
-                return track
+            slack = self._patience(self._shortest) - self._beyond
+            if waiting:
+                head = bank.backlog.head()
+                if not head or waiting != [bank]:
+                    continue
+                slack = min(slack, head.due - asyncio.get_running_loop().time() - self._beyond)
+            if bank.governor.may_learn(slack, len(bank.backlog), bank.learn_cost):
+                return self._members[id(bank), stream]
         return None
 
     async def _learn(self, track: Track) -> None:
         clock = asyncio.get_running_loop().time
         bank, before = track.bank, clock()
-        bank.controller.due[track.number] = 0
+        bank.controller.step_begins(track.number)
         try:
             landed = await self._beside(bank, "learn", track.number)
         except RuntimeError as error:
@@ -372,6 +341,7 @@ class Loop:
 
     def _finish(self) -> None:
         """Count what is left at the end: nothing is lost without a reason."""
+        self.publisher.give_up()
         for bank in self.banks:
             for waiting in (*bank.taken, *bank.backlog):
                 if not waiting.answered:
@@ -389,7 +359,7 @@ class Loop:
         held: dict[str, int] = dict.fromkeys(self.tracks, 0)
         queued = {w for b in self.banks for w in (*b.taken, *b.backlog) if not w.answered}
         unsent = {w for outlet in self.outlets for w, _ in outlet.outbox if w.sinks > 0}
-        for waiting in queued | unsent:
+        for waiting in queued | unsent | set(self.publisher.pending()):
             held[waiting.track.stream.name] += 1
         for name, track in self.tracks.items():
             track.counters.check(held[name])

@@ -23,7 +23,7 @@ MOST = 128  # samples that are taken at once
 # Of the time to the deadline, kept free for publishing, as in the loop on a machine whose timers
 # are not late.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
-LEARN_EVERY = 32  # samples
+LEARN_EVERY, OVERDUE = 32, 2  # samples of a stream: between steps; then so many, and it presses
 RELIEF = 0.5  # [s] for which others are kept low after critical streams had not the highest level
 
 
@@ -48,12 +48,8 @@ class Policy(Protocol):
 class Learning(Protocol):
     """A policy that finds time for gradient steps, as `adaptive.governor.Governor` does."""
 
-    def may_learn(self, idle: float, cost: float) -> bool:
+    def may_learn(self, slack: float, queue: int, cost: float) -> bool:
         """Say whether a step of such a cost fits [s]."""
-        ...
-
-    def predict(self, level: int, batch: int) -> tuple[float, float]:
-        """Say what a call usually costs, and at most [s]."""
         ...
 
 
@@ -242,10 +238,12 @@ class Day:
                 self.seen += 1
             while (head := self.backlog.head()) and head.due <= self.now:
                 self.simple(head, head.due)
-            if not self.backlog:
-                self.rest()
-            else:
+            if self.learns():
+                continue
+            if self.backlog:
                 self.step()
+            else:
+                self.now = self.arrivals[self.seen]
 
     def take_in(self, item: Waiting, now: float) -> None:
         """Queue a sample."""
@@ -270,18 +268,23 @@ class Day:
             if not item.answered:
                 self.simple(item, now)
 
-    def rest(self) -> None:
-        """Learn if there is time, or wait for the next sample."""
-        learner = self.learner
-        if learner and self.taken // LEARN_EVERY > self.learned:
-            usual = learner.predict(max(self.last, 0), 1)[1]
-            if learner.may_learn(self.shortest - usual, self.learn_cost):
-                work = self.profile.learn_cost * self.world.slower * exp(self.slow_now())
-                end = self.machine.run(self.now, work)
-                self.learn_cost += 0.1 * (end - self.now - self.learn_cost)
-                self.learned, self.now = self.learned + 1, end
-                return
-        self.now = self.arrivals[self.seen]
+    def learns(self) -> bool:
+        """Take a gradient step if one is due and there is time; see `adaptive.loop`."""
+        learner, queue = self.learner, len(self.backlog)
+        owed = self.taken - LEARN_EVERY * self.learned
+        slack, head = self.shortest, self.backlog.head()
+        if queue:
+            owed -= OVERDUE * len(self.lines)
+            slack = min(slack, head.due - self.now if head else -inf)
+        if not learner or owed < LEARN_EVERY:
+            return False
+        if not learner.may_learn(slack, queue, self.learn_cost):
+            return False
+        work = self.profile.learn_cost * self.world.slower * exp(self.slow_now())
+        end = self.machine.run(self.now, work)
+        self.learn_cost += 0.1 * (end - self.now - self.learn_cost)
+        self.learned, self.now = self.learned + 1, end
+        return True
 
     def decide(self) -> tuple[Decision, Whom]:
         """As the loop does."""

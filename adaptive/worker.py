@@ -47,15 +47,19 @@ def serve(line: Connection) -> None:
 
 
 def replies(engines: dict[int, Engine], collector: Collector, request: bytes) -> Iterator[bytes]:
-    """What is said to a request: the steps of what takes long, then how it ended."""
+    """What is said to a request: the steps of what takes long, then how it ended.
+
+    That is a kind, a value, and how long it took [s], of which whoever asked sees more.
+    """
+    begin = time.perf_counter()
     try:
         value = answer(engines, collector, *decode(request))
         if isinstance(value, Iterator):
-            yield from (encode(("step", step)) for step in value)
+            yield from (encode(("step", step, 0.0)) for step in value)
             value = None
-        reply = encode(("done", value))
+        reply = encode(("done", value, time.perf_counter() - begin))
     except Exception:
-        reply = encode(("failed", traceback.format_exc()))
+        reply = encode(("failed", traceback.format_exc(), time.perf_counter() - begin))
     yield reply
 
 

@@ -221,11 +221,11 @@ def test_learning_goes_first_when_money_is_short():
     agent = Agent(table)
     agent.budget.limit("cpu", 10.0)
     agent.live(5.0, rate, random.Random(6))
-    assert agent.governor.may_learn(1.0, 1e-3)
+    assert agent.governor.may_learn(1.0, 0, 1e-3)
     agent.budget.limit("cpu", 0.5 * full(table, rate))
     agent.live(5.0, rate, random.Random(6))
     assert agent.budget.price > 0.0
-    assert not agent.governor.may_learn(1.0, 1e-3)
+    assert not agent.governor.may_learn(1.0, 0, 1e-3)
 
 
 def test_learning_leaves_room_in_the_period_of_a_quota():
@@ -233,8 +233,8 @@ def test_learning_leaves_room_in_the_period_of_a_quota():
     governor.init([1e-4, 2e-4])
     governor.budget = Budget(lambda: spent[0])
     governor.budget.stop_at(10e-3, 0.1)
-    assert governor.may_learn(1.0, 9e-3)
-    assert not governor.may_learn(1.0, 11e-3)
+    assert governor.may_learn(1.0, 0, 9e-3)
+    assert not governor.may_learn(1.0, 0, 11e-3)
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 0.2), st.floats(0.0, 1.0)), min_size=1, max_size=40))

@@ -297,11 +297,30 @@ def test_learning_needs_a_gap_that_holds_it_at_the_tail_and_a_trusted_machine():
     governor, now = settled()
     slow = math.exp(governor.state.slowdown.mean)
     safe = governor.predict(0, 1)[1] / governor.predict(0, 1)[0]
-    assert governor.may_learn(0.51e-3 + 1e-3 * safe * slow, 1e-3)
-    assert not governor.may_learn(0.49e-3 + 1e-3 * safe * slow, 1e-3)
-    assert not governor.may_learn(0.0, 1e-9)
+    top = len(COSTS) - 1
+    assert governor.state.level == top  # which the next sample is to have
+    after = 0.5e-3 + governor.at_most(top, 1)
+    assert governor.may_learn(after + 1.01e-3 * safe * slow, 0, 1e-3)
+    assert not governor.may_learn(after + 0.99e-3 * safe * slow, 0, 1e-3)
+    assert not governor.may_learn(0.0, 0, 1e-9)
     governor.failed("crashed", now)
-    assert not governor.may_learn(1.0, 1e-3)
+    assert not governor.may_learn(1.0, 0, 1e-3)
+
+
+def test_what_waits_and_what_comes_during_a_learning_step_still_gets_the_highest_level():
+    governor = started()
+    top, now = len(COSTS) - 1, 0.0
+    assert not governor.may_learn(1.0, 1, 1e-3)  # nobody knows what comes meanwhile
+    for _ in range(300):  # two samples each 10 ms
+        governor.decide(0.1, 2, now)
+        governor.observe(top, 2, BATCHED[top][2], now)
+        now += 10e-3
+    # Three that wait, two that always come with the next, two of each 10 ms that the step takes.
+    step = 10e-3 * governor.at_most(top, 8) / BATCHED[top][8]
+    after = 0.5e-3 + step + governor.at_most(top, 3 + 4)
+    assert governor.may_learn(1.001 * after, 3, 10e-3)
+    assert not governor.may_learn(0.999 * after, 3, 10e-3)
+    assert not governor.may_learn(1.0, 5, 10e-3)  # so many no call takes
 
 
 @given(completions)

@@ -41,6 +41,8 @@ DEADLINE = 0.010  # [s], of which 2 ms are left for publishing
 class FakeController(Controller):
     """Answers without a model; each call moves the virtual clock by what it costs."""
 
+    apart = True
+
     def __init__(self, streams=1, costs=COSTS, learn_every=0):
         self.levels = tuple(Level(f"level-{n}", n) for n in range(len(costs)))
         self.nominal, self.times, self.due = costs, 1.0, [0] * streams
@@ -78,7 +80,8 @@ class FakeController(Controller):
             return True
         level, block = args
         count = int((block[:, 0] >= 0).sum())
-        await asyncio.sleep(self.times * self.nominal[level] * (0.75 + 0.25 * count))
+        self.took = self.times * self.nominal[level] * (0.75 + 0.25 * count)
+        await asyncio.sleep(self.took)
         self.log.append(("refine", self.now(), level, count))
         return np.zeros((count, 1), np.float32)
 
@@ -97,9 +100,13 @@ class FakeController(Controller):
         self.labels.append((stream, indices.tolist(), label))
         return True
 
-    def learning_due(self):
+    def learning_due(self, overdue=False):
         stream = int(np.argmax(self.due))
-        return stream if self.learn_every and self.due[stream] >= self.learn_every else None
+        least = self.learn_every + 2 * overdue
+        return stream if self.learn_every and self.due[stream] >= least else None
+
+    def step_begins(self, stream):
+        self.due[stream] = 0
 
     def estimate(self, one, level):
         last = np.array([one.values], np.float32)
@@ -617,6 +624,24 @@ def test_a_sample_that_comes_during_a_learning_step_is_answered_in_time(virtual_
     assert counters.missed == 0
     assert counters.learn_steps > 0
     assert counters.mandatory > 0
+
+
+def test_where_something_always_waits_there_is_time_for_steps_that_are_overdue(virtual_time):
+    # One sample comes each .25 ms, a call takes .4 and more: there is no moment without any.
+    controller, streams = FakeController(64, costs=(1e-4, 2e-4, 4e-4), learn_every=32), many(64)
+    items = tuple(sample(k, stream=s.name) for k in range(175) for s in streams)
+    source = ListSource(streams, items, 2.5e-4)
+    net, _ = run(
+        virtual_time, [source], [HeldSink()],
+        streams=streams, controller=controller, deadlines=(0.02,),
+    )  # fmt: skip
+    counters = [track.counters for track in net.tracks.values()]
+    learned = sum(one.learn_steps for one in counters)
+    assert learned >= 0.9 * 64 * 175 / 34  # they are due after 32 samples, and press after 34
+    assert all(one.levels == {2: 175} for one in counters)
+    assert sum(one.missed + one.mandatory for one in counters) == 0
+    waiting = [entry[2] for entry in controller.log if entry[0] == "learn"]
+    assert sum(many > 0 for many in waiting) > 0.5 * learned
 
 
 def test_nothing_is_learned_while_a_sample_waits(virtual_time):
