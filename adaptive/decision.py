@@ -16,12 +16,16 @@ from adaptive.ladder import Ladder, highest
 from adaptive.slowdown import (
     OFTEN,
     STEP,
+    Cold,
     Slowdown,
     Tail,
     believed,
     chance,
+    chill,
     margin,
     new,
+    paused,
+    regress,
     track,
     widen,
 )
@@ -60,7 +64,6 @@ class Settings:
         epsilon: Accepted share of refined answers that come too late.
         guard_ms: Kept free for publishing [ms].
         utilisation: Share of the slack that draining a backlog may take.
-        clearance: Going up a level needs this ratio of room to cost; going down needs none.
         recover_ms: How long a failure caps the level [ms]; doubles with each further failure.
         recover_limit_ms: Longest such time [ms].
         cpu_share: What the agent may take of one core, in the long run; 0: no budget.
@@ -73,7 +76,6 @@ class Settings:
     epsilon: float = 1e-3
     guard_ms: float = 0.5
     utilisation: float = 0.85
-    clearance: float = 1.1
     recover_ms: float = 500.0
     recover_limit_ms: float = 30_000.0
     cpu_share: float = 0.0
@@ -86,7 +88,6 @@ class Settings:
             "epsilon": (0.0 < self.epsilon < OFTEN, f"between 0 and {OFTEN}; 0.001 is usual"),
             "guard_ms": (0.0 <= self.guard_ms < inf, "0 or more"),
             "utilisation": (0.0 < self.utilisation <= 1.0, "above 0 and at most 1"),
-            "clearance": (1.0 <= self.clearance < inf, "1 or more"),
             "recover_ms": (0.0 < self.recover_ms <= self.recover_limit_ms, "in (0, its limit]"),
             "watts_per_core": (0.0 < self.watts_per_core < inf, "above 0; 1 to 10 is usual"),
         }
@@ -119,6 +120,12 @@ class State(NamedTuple):
     batch: float = 1.0  # typical number of samples in a call
     late: float = 0.0  # running share of sure calls that were late, over about 1000
     trust: Trust = Trust()
+    cold: Cold = Cold()
+
+
+def expected(state: State) -> float:
+    """Log slowdown that the call that was decided on last must reckon with."""
+    return believed(state.slowdown) + chill(state.cold)
 
 
 def decide(
@@ -148,12 +155,13 @@ def decide(
         most: The highest level that may be taken; any if None.
         dues: Says when the answers that are waited for are due [s], ascending.
     """
-    slowdown, tail, _, last, _, observed, interval, usual_batch, late, trust = state
+    slowdown, tail, _, _, _, observed, interval, usual_batch, late, trust, cold = state
     mode = trust.mode
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
-    buckets, log_costs, guard, clear, depth, _ = ladder
-    base = believed(slowdown)
+    buckets, log_costs, guard, depth, _ = ladder
+    cold = paused(cold, now - observed)
+    base = believed(slowdown) + chill(cold)
     budget = slack - guard
     level, batch, sure, after = -1, min(queue, buckets[-1]), False, -inf
     if budget > 0.0 and queue > 0 and mode != FALLBACK:
@@ -165,28 +173,29 @@ def decide(
         cap = 0 if mode == DEGRADED else len(log_costs[0]) - 1
         if most is not None and most < cap:
             cap = most
-        level = highest(log_costs[whole], room, cap, last, clear)
+        level = highest(log_costs[whole], room, cap)
         if level > 0 and queue > buckets[whole]:
             rounds = -(-queue // buckets[whole])
             spare = log(settings.utilisation * budget / rounds) - base
-            level = max(0, highest(log_costs[whole], spare, level, last, clear))
+            level = max(0, highest(log_costs[whole], spare, level))
         size, sure = whole, level >= 0
         if not sure:
-            level, size, sure, after = otherwise(ladder, state, budget, batch, cap, now, dues)
+            level, size, sure, after = otherwise(ladder, tail, base, budget, batch, cap, now, dues)
         if level >= 0:
             batch = min(queue, buckets[size])
         if after > -inf:
             budget = after - now - guard
     if slowdown.hold_left and queue > 0:
         slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
-    about = observed, interval, usual_batch, late, trust
+    about = observed, interval, usual_batch, late, trust, cold
     state = new(State, (slowdown, tail, budget, level, sure, *about))
     return state, new(Decision, (level, batch, sure, after))
 
 
 def otherwise(
     ladder: Ladder,
-    state: State,
+    tail: Tail,
+    base: float,
     budget: float,
     batch: int,
     cap: int,
@@ -203,7 +212,8 @@ def otherwise(
 
     Args:
         ladder: Nominal costs.
-        state: What was learned from earlier completions.
+        tail: Of the costs of calls.
+        base: Log slowdown to reckon with.
         budget: [s] left until the earliest deadline, above 0.
         batch: How many wait, at most as many as a call takes.
         cap: The highest level that may be taken.
@@ -214,9 +224,8 @@ def otherwise(
         The level, or -1; the place of the batch among the buckets; whether it is sure; and from
         when on the answers are due that are to be taken.
     """
-    buckets, log_costs, guard, _, depth, gains = ladder
-    whole, base, tail = bisect_left(buckets, batch), believed(state.slowdown), state.tail
-    extra, usual = margin(tail, depth), log(budget) - base
+    buckets, log_costs, guard, depth, gains = ladder
+    whole, extra, usual = bisect_left(buckets, batch), margin(tail, depth), log(budget) - base
     level, size, sure, after, most = -1, whole, False, -inf, 0.0
     for one in range(cap + 1):
         room = usual - log_costs[whole][one]
@@ -290,7 +299,7 @@ def decide_among(
 def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:
     """What a call made now costs, but for a share of epsilon [s]."""
     size = min(bisect_left(ladder.buckets, batch), len(ladder.buckets) - 1)
-    typical = ladder.log_costs[size][level] + believed(state.slowdown)
+    typical = ladder.log_costs[size][level] + expected(state)
     return exp(typical + margin(state.tail, ladder.depth))
 
 
@@ -320,12 +329,12 @@ def observe(
     """
     if level < 0 or not 1e-9 < cost < 1e6:
         return state
-    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust = state
-    buckets, log_costs, _, _, _, _ = ladder
+    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust, cold = state
+    buckets, log_costs, *_ = ladder
     size = bisect_left(buckets, batch)
     if size == len(buckets):
         size -= 1
-    z = log(cost) - log_costs[size][level]
+    z = log(cost) - log_costs[size][level] - chill(cold)
     # The slowdown drifts with the time since the last completion, in units of the usual time.
     elapsed = now - observed if observed > -inf else interval
     interval += RECENT * (elapsed - interval)
@@ -336,6 +345,7 @@ def observe(
     epsilon = settings.epsilon
     late = cost > budget
     slowdown, residual, kind = track(slowdown, z, age, not sure)
+    cold = regress(cold, residual, kind)
     tail = widen(tail, residual, kind, late, not sure, epsilon, last >= 0)
     if not sure:
         if trust.mode == FALLBACK and now >= trust.until:
@@ -344,7 +354,8 @@ def observe(
         share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
         if share > 10 * epsilon and trust.mode == NORMAL:
             trust, share = _worse(settings, trust, DEGRADED, "late", now), 0.0
-    return new(State, (slowdown, tail, budget, last, sure, now, interval, usual, share, trust))
+    about = now, interval, usual, share, trust, cold
+    return new(State, (slowdown, tail, budget, last, sure, *about))
 
 
 def _worse(settings: Settings, trust: Trust, mode: Mode, cause: str, now: float) -> Trust:

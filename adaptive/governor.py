@@ -22,13 +22,16 @@ from adaptive.decision import (
     at_most,
     decide,
     decide_among,
+    expected,
     fail,
     observe,
 )
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.ladder import Ladder, ladder
-from adaptive.slowdown import Slowdown, Tail, believed, margin, new
+from adaptive.slowdown import Cold, Slowdown, Tail, margin, new
 from adaptive.thrift import Want, afford
+
+LEARNED = {"slowdown": Slowdown, "tail": Tail, "cold": Cold}  # parts of the state
 
 
 class Governor:
@@ -38,7 +41,7 @@ class Governor:
     """
 
     def __init__(self, settings: Settings | None = None):
-        self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0, 0.0)
+        self.settings, self.ladder = settings or Settings(), Ladder((), (), 0.0, 0.0)
         self.offer = Offer((), ())
         self.budget: Budget | None = None  # None: nothing but time is short
         # Says when the answers that are waited for are due [s], ascending: of each stream the next.
@@ -53,7 +56,7 @@ class Governor:
     ) -> State:
         """Start anew from measured nominal costs; see `ladder`, and `offer` for the worths."""
         s = self.settings
-        self.ladder = ladder(costs, s.guard_ms, s.clearance, s.epsilon)
+        self.ladder = ladder(costs, s.guard_ms, s.epsilon)
         self.offer = offer(self.ladder, worths if any(worths) else ())
         base, *each = self.offer.worths
         self.ladder = self.ladder._replace(gains=tuple(worth - base for worth in each))
@@ -95,9 +98,9 @@ class Governor:
         if self.budget is None or not queue:
             return decision
         level, batch, sure, after = decision
-        buckets, log_costs, _, _, depth, _ = self.ladder
+        buckets, log_costs, _, depth, _ = self.ladder
         size = min(bisect_left(buckets, batch), len(buckets) - 1)
-        slow, late = exp(believed(self.state.slowdown)), exp(margin(self.state.tail, depth))
+        slow, late = exp(expected(self.state)), exp(margin(self.state.tail, depth))
         level, batch, self.wait = afford(
             Want(level, batch, queue, slack - self.ladder.guard, size, exempt),
             self.budget,
@@ -123,7 +126,7 @@ class Governor:
     def predict(self, level: int, batch: int) -> tuple[float, float]:
         """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
         size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
-        usual = exp(self.ladder.log_costs[size][level] + believed(self.state.slowdown))
+        usual = exp(self.ladder.log_costs[size][level] + expected(self.state))
         return usual, self.at_most(level, batch)
 
     def at_most(self, level: int, batch: int) -> float:
@@ -164,9 +167,11 @@ class Governor:
         Times are left out, since the next process has another clock, and so is the mode: a
         restart is a fresh chance.
         """
-        flat = {f"slowdown.{k}": float(v) for k, v in self.state.slowdown._asdict().items()}
-        flat |= {f"tail.{k}": float(v) for k, v in self.state.tail._asdict().items()}
-        return flat | {"interval": self.state.interval}
+        flat = {"interval": self.state.interval}
+        for name in LEARNED:
+            part = getattr(self.state, name)._asdict()
+            flat |= {f"{name}.{k}": float(v) for k, v in part.items()}
+        return flat
 
     def restore(self, snapshot: Mapping[str, float]) -> None:
         """Go on from a snapshot, after `init`; the machine may be another, so doubt its mean.
@@ -174,15 +179,16 @@ class Governor:
         Raises:
             ValueError: The snapshot is not of a governor.
         """
-        wanted = {f"slowdown.{k}" for k in Slowdown._fields} | {f"tail.{k}" for k in Tail._fields}
+        wanted = {f"{name}.{k}" for name, kind in LEARNED.items() for k in kind._fields}
         if not wanted <= snapshot.keys():
             raise ValueError(
                 f"governor: the snapshot must hold {sorted(wanted)}, got {sorted(snapshot)}. "
                 "Start without it."
             )
-        mean, variance, drift, noise, *_ = (
-            snapshot[f"slowdown.{name}"] for name in Slowdown._fields
-        )
-        slowdown = Slowdown(mean, max(variance, Slowdown().variance), drift, noise)
-        tail = Tail(*(snapshot[f"tail.{k}"] for k in Tail._fields))
-        self.state = State(slowdown, tail, interval=snapshot.get("interval", 0.0))
+        parts = {
+            name: kind._make(snapshot[f"{name}.{k}"] for k in kind._fields)
+            for name, kind in LEARNED.items()
+        }
+        mean, variance, drift, noise, *_ = parts["slowdown"]
+        parts["slowdown"] = Slowdown(mean, max(variance, Slowdown().variance), drift, noise)
+        self.state = State(**parts, interval=snapshot.get("interval", 0.0))

@@ -219,8 +219,6 @@ class Process:
 class Remote:
     """Stands for an engine in another process; see `adaptive.engine` for the methods."""
 
-    apart = True  # its work leaves this process free
-
     def __init__(self, process: Process, streams: int, channels: int, settings: Model):
         """Say what is wanted; `prepare` makes it."""
         self.process, self.number = process, process.engines

@@ -18,7 +18,6 @@ class Ladder(NamedTuple):
     buckets: tuple[int, ...]  # batch sizes, ascending
     log_costs: tuple[Row, ...]  # [buckets][levels] ln of seconds
     guard: float  # [s] kept free for publishing
-    clear: float  # ln of the clearance
     depth: float  # ln of how much rarer epsilon is than where the tail begins
     gains: Row = ()  # what an answer of each level is worth beyond the mandatory one
 
@@ -26,7 +25,6 @@ class Ladder(NamedTuple):
 def ladder(
     costs: Sequence[Mapping[int, float]] | Sequence[float],
     guard_ms: float,
-    clearance: float,
     epsilon: float,
 ) -> Ladder:
     """Check nominal costs and bring them into the form that decisions need.
@@ -34,7 +32,6 @@ def ladder(
     Args:
         costs: For each level [s], or [s] by batch size; cheapest first.
         guard_ms: Kept free for publishing [ms].
-        clearance: Going up a level needs this ratio of room to cost.
         epsilon: Accepted share of refined answers that come too late.
 
     Raises:
@@ -60,14 +57,13 @@ def ladder(
         buckets,
         tuple(tuple(log(row[bucket]) for row in rows) for bucket in buckets),
         1e-3 * guard_ms,
-        log(clearance),
         log(OFTEN / epsilon),
     )
 
 
-def highest(costs: Row, room: float, cap: int, last: int, clear: float) -> int:
+def highest(costs: Row, room: float, cap: int) -> int:
     """Return the highest level up to `cap` whose log cost fits `room`, or -1."""
     for level in range(cap, -1, -1):
-        if costs[level] + (clear if level > last else 0.0) <= room:
+        if costs[level] <= room:
             return level
     return -1

@@ -193,7 +193,7 @@ class Loop:
             elif banks:
                 bank = min(banks, key=Bank.urgency)
                 await self._step(bank)
-                if not bank.controller.engine.apart:
+                if bank.controller.engine.took is None:
                     await asyncio.sleep(0)  # nobody else had a turn
             elif self._reading:
                 self._wake.clear()
@@ -229,7 +229,8 @@ class Loop:
         except RuntimeError as error:
             return self._break(error, clock())
         done = clock()
-        lap, work = done - before, bank.controller.engine.took
+        engine, lap = bank.controller.engine, done - before
+        work = lap if engine.took is None else engine.took
         # What is beyond its work and usual is no slowness of the model's.
         bank.governor.observe(level, len(bank.taken), max(work, lap - self._beyond), done)
         bank.calls.add(wanted, sure, due - before, expected + self._beyond, lap)

@@ -93,7 +93,7 @@ class Machine:
             begun = number * period
             free = (cpu - used - self.base * (time - begun)) / (1.0 + self.base)
             runs = max(min(free, begun + period - time), 0.0)
-            if work <= runs:
+            if work <= runs + 1e-9:  # they are the same, but for rounding
                 return time + work, number, used + work, stops
             if time + runs < begun + period - 1e-9:
                 stops.append((time + runs, begun + period))

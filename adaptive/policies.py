@@ -272,7 +272,7 @@ class Oracle(Expecting):
         self.budget, self.wait, self.called = budget, 0.0, -inf
         self.dues: Callable[[], list[float]] | None = None
         table = [dict(zip(profile.sizes, row, strict=True)) for row in self.nominal]
-        rungs = ladder(table, 0.0, 1.0, 1e-3)
+        rungs = ladder(table, 0.0, 1e-3)
         self.offer = offer(rungs, quality[1:])
 
     def attach(self, ahead: Ahead) -> None:

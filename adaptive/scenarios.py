@@ -3,7 +3,7 @@
 A world says when samples come, by when each wants its answer, and how much longer than nominal any
 call would take at any time: at a level v, begun at t for the sample n,
 
-    cost = nominal[v, batch] exp(slow(t) + noise[n, v]),
+    cost = nominal[v, batch] exp(slow(t) + noise[n, v] + cold coldness(pause before it)),
 
 and what stops altogether meanwhile. As that does not depend on what is decided, policies can be
 compared on the very same world, and an oracle can look it up. How much may be spent does: what is
@@ -69,6 +69,7 @@ class World:
     budgets: tuple[tuple[float, float], ...] = ()  # [s] from when on, of a core: for all it does
     streams: Int[np.ndarray, " samples"] | None = None  # of which each is; None: all of one
     ranks: tuple[Rank, ...] = ()  # of each stream; none: all are equal
+    cold: float = 0.0  # [nats] that a long pause adds to the next call
 
     @property
     def length(self) -> float:
@@ -225,6 +226,14 @@ def crowded(world: World, rng: np.random.Generator) -> World:
     return spikes(bursts(slowed(world, np.full(len(world.slow), np.log(2.0))), rng), rng)
 
 
+def polled(world: World, _: np.random.Generator) -> World:
+    """All sensors are read each 50 ms, in three parts; between them the caches grow cold."""
+    each, parts = 50e-3, 3
+    begun = np.floor(world.arrivals / each)
+    part = np.floor(parts * (world.arrivals / each - begun))
+    return replace(world, arrivals=each * begun + 1e-3 * part, cold=np.log(2.0))
+
+
 SCENARIOS: dict[str, Change] = {
     "quiet": lambda world, _: world,
     "step x3": step_of_three,
@@ -256,7 +265,7 @@ def recorded(world: World, rng: np.random.Generator, load: str, part: str = TUNI
 RECORDED: dict[str, partial[World]] = {
     f"recorded, {load}": partial(recorded, load=load) for load in LOADS
 }
-SCENARIOS |= RECORDED
+SCENARIOS |= RECORDED | {"polled": polled}
 
 
 def world(

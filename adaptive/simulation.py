@@ -18,6 +18,7 @@ from adaptive.decision import Decision
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Needs, Whom
 from adaptive.machine import Machine, granted
 from adaptive.scenarios import TICK, World
+from adaptive.slowdown import coldness
 
 MOST = 128  # samples that are taken at once
 # Of the time to the deadline, kept free for publishing, as in the loop on a machine whose timers
@@ -191,6 +192,7 @@ class Day:
             self.longest
         ) = 0
         self.switches, self.calls, self.last = 0, 0, SKIP
+        self.ended = -inf  # [s] when the last call did
         self.learn_cost = profile.learn_cost * world.slower
         self.learner = policy if isinstance(policy, Learning) else None
         self.payer = policy if isinstance(policy, Paying) and policy.budget else None
@@ -212,7 +214,8 @@ class Day:
         """What a call made now takes [s]."""
         nominal = self.profile.costs[level][self.profile.of(batch)] * self.world.slower
         begun = next(iter(self.backlog)).number
-        return nominal * exp(self.slow_now() + self.noise[begun][level])
+        chill = self.world.cold * coldness(self.now - self.ended)
+        return nominal * exp(self.slow_now() + self.noise[begun][level] + chill)
 
     def finish(self, level: int, batch: int) -> float:
         """When it would end [s]."""
@@ -348,7 +351,7 @@ class Day:
                 self.late += wanted >= 0 and sure
                 self.tried += wanted >= 0 and not sure
         self.policy.observe(level, len(taken), end - now, end)
-        self.now, self.taken = end, self.taken + len(taken)
+        self.now, self.ended, self.taken = end, end, self.taken + len(taken)
 
 
 def simulate(world: World, profile: Profile, policy: Policy) -> Outcome:

@@ -181,7 +181,7 @@ tables = st.lists(st.floats(1e-6, 1e-1), min_size=1, max_size=6).map(
 @given(tables, st.floats(0, 100), st.floats(0, 100), st.integers(0, 1), st.integers(-1, 5))
 @settings(max_examples=200)
 def test_a_higher_price_never_buys_a_higher_level(table, one, other, size, top):
-    made = offer(ladder(table, 0.5, 1.1, 1e-3))
+    made = offer(ladder(table, 0.5, 1e-3))
     top = min(top, len(table) - 1)
     batch = (1, 8)[size]
     low, high = (choose(made, size, batch, top, price) for price in sorted((one, other)))
@@ -192,7 +192,7 @@ def test_a_higher_price_never_buys_a_higher_level(table, one, other, size, top):
 @settings(max_examples=50)
 def test_a_level_that_costs_something_is_bought_for_nothing(table, top):
     worths = [WORTH_MANDATORY + 0.1 * (level + 1) for level in range(len(table))]
-    made = offer(ladder(table, 0.5, 1.1, 1e-3), worths)
+    made = offer(ladder(table, 0.5, 1e-3), worths)
     top = min(top, len(table) - 1)
     assert choose(made, 0, 1, top, 0.0) == top
 
@@ -202,14 +202,14 @@ def test_a_level_that_costs_something_is_bought_for_nothing(table, top):
 def test_worths_that_are_not_known_rise_with_the_cost_from_the_mandatory_answer_to_a_full_one(
     table,
 ):
-    got = offer(ladder(table, 0.5, 1.1, 1e-3)).worths
+    got = offer(ladder(table, 0.5, 1e-3)).worths
     assert got[0] == WORTH_MANDATORY
     assert got[-1] == pytest.approx(WORTH_FULL)
     assert all(a <= b * (1 + 1e-12) for a, b in pairwise(got))
 
 
 def test_what_has_no_time_goes_through_the_cheapest_level_unless_that_is_too_dear():
-    made = offer(ladder([1e-3, 2e-3], 0.5, 1.1, 1e-3), [0.4, 0.7])
+    made = offer(ladder([1e-3, 2e-3], 0.5, 1e-3), [0.4, 0.7])
     assert choose(made, 0, 1, MANDATORY, 0.0) == MANDATORY
     dear = WORTH_MANDATORY / 0.5  # it costs half of a full answer
     assert choose(made, 0, 1, MANDATORY, 0.99 * dear) == MANDATORY

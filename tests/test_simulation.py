@@ -221,17 +221,27 @@ def test_where_calls_lose_the_processor_for_long_the_governor_is_seldom_late(sho
     assert judge([each for _, each in crowded], OURS).late <= 0.1
 
 
+def test_calls_after_a_pause_are_known_to_take_longer():
+    worth = {}
+    for name in (OURS, "without pauses", MYOPIC):
+        (one,) = lived("polled", BEDSIDE, 4 * SAMPLES, name)
+        worth[name] = one.quality(QUALITY[0], QUALITY[1:])
+        assert one.late <= 1e-3 * one.samples
+    assert worth[OURS] >= max(1.1 * worth["without pauses"], 0.85 * worth[MYOPIC])
+
+
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 def test_critical_streams_have_the_highest_level_for_longer_and_promises_are_kept(site):
     ours, without = lived(RANKS, site, 3 * SAMPLES, OURS, "without ranks")
     assert ours.critical == without.critical > 0
     assert ours.best > 1.05 * without.best
-    assert ours.broken <= 0.2 * without.broken
+    assert ours.broken <= 0.35 * without.broken
 
 
 def test_a_part_that_is_taken_out_is_out():
+    needing = {"ranks": RANKS, "pauses": "polled"}
     for part in contest.PARTS:
-        given = world(RANKS if part == "ranks" else "bad hour", BEDSIDE, LEVELS, 1500, 0)
+        given = world(needing.get(part, "bad hour"), BEDSIDE, LEVELS, 1500, 0)
         made = policies(given)
         whole, other = (simulate(given, PROFILE, made[n]()) for n in (OURS, f"without {part}"))
         assert whole != other, part

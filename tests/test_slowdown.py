@@ -2,18 +2,26 @@ import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaptive.slowdown import (
+    COLD_MAX,
     CORRECTION_MAX,
     LOW,
     OFTEN,
     SPIKE,
     STEP,
     USUAL,
+    Cold,
     Slowdown,
     Tail,
     believed,
+    chill,
+    coldness,
     margin,
+    paused,
+    regress,
     track,
     widen,
 )
@@ -106,3 +114,38 @@ def test_the_margin_is_exceeded_no_more_often_than_asked_for_whatever_the_law(ep
         tail = widen(tail, residual, USUAL, exceeded, False, epsilon)
         assert tail.correction < CORRECTION_MAX
     assert above / calls <= epsilon + 1.7 / (0.1 * calls)
+
+
+def paired(calls=600, cold=0.6, every=2):
+    """A state after calls of which every second, or each, comes after a long pause."""
+    draw, slowdown, state = random.Random(2), Slowdown(), Cold()
+    for n in range(calls):
+        state = paused(state, 0.045 if n % every == 0 else 1e-4)
+        z = cold * state.now + draw.gauss(0.3, 0.05)
+        slowdown, residual, kind = track(slowdown, z - chill(state), 1.0, False)
+        state = regress(state, residual, kind)
+    return slowdown, state
+
+
+def test_how_much_longer_calls_take_after_a_pause_is_learned_apart_from_how_slow_all_are():
+    slowdown, state = paired()
+    assert state.slope == pytest.approx(0.6, abs=0.1)
+    for pause in (0.0, 5e-3, 0.05):
+        ahead = paused(state, pause)
+        wanted = 0.3 + 0.6 * coldness(pause)
+        assert believed(slowdown) + chill(ahead) == pytest.approx(wanted, abs=0.08)
+
+
+def test_where_all_pauses_are_alike_nothing_is_learned_from_them():
+    slowdown, state = paired(every=1)
+    assert state.slope == pytest.approx(0.0, abs=0.02)
+    assert believed(slowdown) == pytest.approx(0.3 + 0.6 * coldness(0.045), abs=0.05)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, math.inf), st.floats(-10, 10)), max_size=30))
+def test_no_pause_and_no_residual_however_odd_leaves_the_slope_outside_of_its_limits(calls):
+    state = Cold()
+    for pause, residual in calls:
+        state = regress(paused(state, pause), residual, USUAL)
+        assert 0.0 <= state.slope <= COLD_MAX
+        assert abs(chill(state)) <= COLD_MAX
