@@ -35,7 +35,7 @@ from adaptive.policies import (
 from adaptive.scenarios import SCENARIOS, SITES, World, world
 from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Policy, Profile, simulate
-from adaptive.slowdown import CORRECTION, Cold, Tail
+from adaptive.slowdown import CORRECTION, Effects, Tail
 
 # What `isolation.Remote.rehearse` measured for a bank of 512 streams of one channel on two shared
 # cores [us], from the cheapest level to the full one, and what a gradient step takes.
@@ -97,8 +97,8 @@ class Without(Governor):
             tail = Tail()._replace(correction=tail.correction)
         elif part == "hold of a spike":
             slowdown = slowdown._replace(hold_left=0)
-        elif part == "pauses":
-            self.state = state = state._replace(cold=Cold())
+        elif part == "effects":
+            self.state = state = state._replace(effects=Effects())
         self.state = state._replace(slowdown=slowdown, tail=tail)
 
 
@@ -106,7 +106,7 @@ PARTS = (
     "conformal correction",
     "tail",
     "hold of a spike",
-    "pauses",
+    "effects",
     "tries",
     "choice of what can be had",
     "ranks",

@@ -16,12 +16,12 @@ from adaptive.ladder import Ladder, highest
 from adaptive.slowdown import (
     OFTEN,
     STEP,
-    Cold,
+    Effects,
     Slowdown,
     Tail,
     believed,
     chance,
-    chill,
+    common,
     margin,
     new,
     paused,
@@ -120,12 +120,13 @@ class State(NamedTuple):
     batch: float = 1.0  # typical number of samples in a call
     late: float = 0.0  # running share of sure calls that were late, over about 1000
     trust: Trust = Trust()
-    cold: Cold = Cold()
+    effects: Effects = Effects()
 
 
-def expected(state: State) -> float:
-    """Log slowdown that the call that was decided on last must reckon with."""
-    return believed(state.slowdown) + chill(state.cold)
+def expected(state: State, level: int) -> float:
+    """Log slowdown at a level that the call that was decided on last must reckon with."""
+    effects = state.effects
+    return believed(state.slowdown) + common(effects) + effects.tilt * level
 
 
 def decide(
@@ -155,13 +156,13 @@ def decide(
         most: The highest level that may be taken; any if None.
         dues: Says when the answers that are waited for are due [s], ascending.
     """
-    slowdown, tail, _, _, _, observed, interval, usual_batch, late, trust, cold = state
+    slowdown, tail, _, _, _, observed, interval, usual_batch, late, trust, effects = state
     mode = trust.mode
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
     buckets, log_costs, guard, depth, _ = ladder
-    cold = paused(cold, now - observed)
-    base = believed(slowdown) + chill(cold)
+    effects = paused(effects, now - observed)
+    base, tilt = believed(slowdown) + common(effects), effects.tilt
     budget = slack - guard
     level, batch, sure, after = -1, min(queue, buckets[-1]), False, -inf
     if budget > 0.0 and queue > 0 and mode != FALLBACK:
@@ -173,21 +174,23 @@ def decide(
         cap = 0 if mode == DEGRADED else len(log_costs[0]) - 1
         if most is not None and most < cap:
             cap = most
-        level = highest(log_costs[whole], room, cap)
+        level = highest(log_costs[whole], room, cap, tilt)
         if level > 0 and queue > buckets[whole]:
             rounds = -(-queue // buckets[whole])
             spare = log(settings.utilisation * budget / rounds) - base
-            level = max(0, highest(log_costs[whole], spare, level))
+            level = max(0, highest(log_costs[whole], spare, level, tilt))
         size, sure = whole, level >= 0
         if not sure:
-            level, size, sure, after = otherwise(ladder, tail, base, budget, batch, cap, now, dues)
+            level, size, sure, after = otherwise(
+                ladder, tail, base, tilt, budget, batch, cap, now, dues
+            )
         if level >= 0:
             batch = min(queue, buckets[size])
         if after > -inf:
             budget = after - now - guard
     if slowdown.hold_left and queue > 0:
         slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
-    about = observed, interval, usual_batch, late, trust, cold
+    about = observed, interval, usual_batch, late, trust, effects
     state = new(State, (slowdown, tail, budget, level, sure, *about))
     return state, new(Decision, (level, batch, sure, after))
 
@@ -196,6 +199,7 @@ def otherwise(
     ladder: Ladder,
     tail: Tail,
     base: float,
+    tilt: float,
     budget: float,
     batch: int,
     cap: int,
@@ -213,7 +217,8 @@ def otherwise(
     Args:
         ladder: Nominal costs.
         tail: Of the costs of calls.
-        base: Log slowdown to reckon with.
+        base: Log slowdown to reckon with, at the level 0.
+        tilt: What each higher level adds.
         budget: [s] left until the earliest deadline, above 0.
         batch: How many wait, at most as many as a call takes.
         cap: The highest level that may be taken.
@@ -228,7 +233,7 @@ def otherwise(
     whole, extra, usual = bisect_left(buckets, batch), margin(tail, depth), log(budget) - base
     level, size, sure, after, most = -1, whole, False, -inf, 0.0
     for one in range(cap + 1):
-        room = usual - log_costs[whole][one]
+        room = usual - log_costs[whole][one] - tilt * one
         if room >= 0.0 and (promised := batch * gains[one] * chance(tail, room)) > most:
             level, most = one, promised
     overloaded = level < 0
@@ -299,7 +304,7 @@ def decide_among(
 def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:
     """What a call made now costs, but for a share of epsilon [s]."""
     size = min(bisect_left(ladder.buckets, batch), len(ladder.buckets) - 1)
-    typical = ladder.log_costs[size][level] + expected(state)
+    typical = ladder.log_costs[size][level] + expected(state, level)
     return exp(typical + margin(state.tail, ladder.depth))
 
 
@@ -329,12 +334,12 @@ def observe(
     """
     if level < 0 or not 1e-9 < cost < 1e6:
         return state
-    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust, cold = state
+    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust, effects = state
     buckets, log_costs, *_ = ladder
     size = bisect_left(buckets, batch)
     if size == len(buckets):
         size -= 1
-    z = log(cost) - log_costs[size][level] - chill(cold)
+    z = log(cost) - log_costs[size][level] - common(effects) - effects.tilt * level
     # The slowdown drifts with the time since the last completion, in units of the usual time.
     elapsed = now - observed if observed > -inf else interval
     interval += RECENT * (elapsed - interval)
@@ -345,7 +350,7 @@ def observe(
     epsilon = settings.epsilon
     late = cost > budget
     slowdown, residual, kind = track(slowdown, z, age, not sure)
-    cold = regress(cold, residual, kind)
+    effects = regress(effects, residual, kind, level)
     tail = widen(tail, residual, kind, late, not sure, epsilon, last >= 0)
     if not sure:
         if trust.mode == FALLBACK and now >= trust.until:
@@ -354,7 +359,7 @@ def observe(
         share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
         if share > 10 * epsilon and trust.mode == NORMAL:
             trust, share = _worse(settings, trust, DEGRADED, "late", now), 0.0
-    about = now, interval, usual, share, trust, cold
+    about = now, interval, usual, share, trust, effects
     return new(State, (slowdown, tail, budget, last, sure, *about))
 
 

@@ -28,10 +28,10 @@ from adaptive.decision import (
 )
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.ladder import Ladder, ladder
-from adaptive.slowdown import Cold, Slowdown, Tail, margin, new
+from adaptive.slowdown import Effects, Slowdown, Tail, margin, new
 from adaptive.thrift import Want, afford
 
-LEARNED = {"slowdown": Slowdown, "tail": Tail, "cold": Cold}  # parts of the state
+LEARNED = {"slowdown": Slowdown, "tail": Tail, "effects": Effects}  # parts of the state
 
 
 class Governor:
@@ -100,13 +100,13 @@ class Governor:
         level, batch, sure, after = decision
         buckets, log_costs, _, depth, _ = self.ladder
         size = min(bisect_left(buckets, batch), len(buckets) - 1)
-        slow, late = exp(expected(self.state)), exp(margin(self.state.tail, depth))
+        state, late = self.state, exp(margin(self.state.tail, depth))
         level, batch, self.wait = afford(
             Want(level, batch, queue, slack - self.ladder.guard, size, exempt),
             self.budget,
             self.offer,
             buckets,
-            lambda level, size: slow * exp(log_costs[size][level]),
+            lambda level, size: exp(log_costs[size][level] + expected(state, level)),
             late,
             now,
             now - self.state.observed,
@@ -126,7 +126,7 @@ class Governor:
     def predict(self, level: int, batch: int) -> tuple[float, float]:
         """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
         size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
-        usual = exp(self.ladder.log_costs[size][level] + expected(self.state))
+        usual = exp(self.ladder.log_costs[size][level] + expected(self.state, level))
         return usual, self.at_most(level, batch)
 
     def at_most(self, level: int, batch: int) -> float:

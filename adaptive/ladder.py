@@ -61,9 +61,16 @@ def ladder(
     )
 
 
-def highest(costs: Row, room: float, cap: int) -> int:
-    """Return the highest level up to `cap` whose log cost fits `room`, or -1."""
+def highest(costs: Row, room: float, cap: int, tilt: float) -> int:
+    """Return the highest level up to `cap` whose log cost fits `room`, or -1.
+
+    Args:
+        costs: Log costs.
+        room: For them.
+        cap: The highest that may be.
+        tilt: What each level costs more than the one before, beyond that.
+    """
     for level in range(cap, -1, -1):
-        if costs[level] <= room:
+        if costs[level] + tilt * level <= room:
             return level
     return -1

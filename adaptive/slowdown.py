@@ -17,7 +17,8 @@ EXCESS_MAX = 0.7  # what lies further out than this no margin can buy
 CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # of the margin: at first, limits
 
 COOLING = 5e-3  # [s] of a pause after which half of it is cold
-COLD_MAX = 2.0  # [nats]
+COLD_MAX, TILT_MAX = 2.0, 0.7  # [nats]
+RISE = 0.25  # a level counts as half of a long pause
 
 USUAL, SPIKE, STEP, LOW = range(4)  # kinds of completion
 
@@ -47,16 +48,19 @@ class Tail(NamedTuple):
     pending: float = 0.0  # residual of a spike that may still prove to be a step
 
 
-class Cold(NamedTuple):
-    """By how much longer calls take after a pause, in which caches and clocks grow cold.
+class Effects(NamedTuple):
+    """What makes some calls slower than others, beside what slows all.
 
-    The slope of a regression on the coldness, of what the slowdown leaves. With calls in pairs each
-    50 ms, of 64 samples in all, the first of which took 1.4 times as long as the second, that made
-    a third of the mean error go away.
+    After a pause caches and clocks are cold; and what comes on top of each call weighs less the
+    higher the level, or one level alone has become slower. A regression of what the slowdown leaves
+    on both. With calls in pairs each 50 ms, of 64 samples in all, the first of which took 1.4 times
+    as long as the second, that made a third of the mean error go away.
     """
 
-    slope: float = 0.0  # [nats] from no pause to a long one
-    usual: float = -1.0  # mean coldness of calls; negative: not known yet
+    cold: float = 0.0  # [nats] from no pause to a long one
+    tilt: float = 0.0  # [nats] for each level higher
+    pause: float = -1.0  # mean coldness of calls; negative: not known yet
+    level: float = -1.0  # mean level; negative: not known yet
     now: float = -1.0  # coldness of the call that was decided on last
 
 
@@ -65,32 +69,38 @@ def coldness(pause: float) -> float:
     return pause / (pause + COOLING) if pause < 1e3 else 1.0
 
 
-def paused(cold: Cold, pause: float) -> Cold:
+def paused(effects: Effects, pause: float) -> Effects:
     """Expect a call after a pause [s]."""
-    slope, usual, _ = cold
+    cold, tilt, usual, level, _ = effects
     now = coldness(pause)
-    return new(Cold, (slope, now if usual < 0.0 else usual, now))
+    return new(Effects, (cold, tilt, now if usual < 0.0 else usual, level, now))
 
 
-def chill(cold: Cold) -> float:
-    """What the pause adds to the log slowdown of the call that was decided on last."""
-    return cold.slope * (cold.now - cold.usual)
+def common(effects: Effects) -> float:
+    """What a call takes beyond the slowdown, at the level 0 [nats]; each higher one adds `tilt`."""
+    cold, tilt, usual, level, now = effects
+    return cold * (now - usual) - tilt * level if level >= 0.0 else 0.0
 
 
-def regress(cold: Cold, residual: float, kind: int) -> Cold:
+def regress(effects: Effects, residual: float, kind: int, level: int) -> Effects:
     """Learn from the residual of a call, by normalised least mean squares.
 
     Args:
-        cold: As it was when the call was decided on.
-        residual: [nats] beyond slowdown and `chill`.
-        kind: Of the completion; others than usual ones say nothing about pauses.
+        effects: As they were when the call was decided on.
+        residual: [nats] beyond the slowdown and these effects.
+        kind: Of the completion; others than usual ones say nothing about them.
+        level: Of the call.
     """
-    slope, usual, now = cold
-    centred = now - usual
+    cold, tilt, usual, mean, now = effects
+    if mean < 0.0:
+        return new(Effects, (cold, tilt, usual, float(level), now))
+    colder, higher = now - usual, level - mean
     if kind == USUAL:
-        slope += 0.05 * residual * centred / (0.05 + centred * centred)
-        slope = 0.0 if slope < 0.0 else COLD_MAX if slope > COLD_MAX else slope
-    return new(Cold, (slope, usual + 0.05 * centred, now))
+        step = 0.05 * residual / (0.05 + colder * colder + RISE * higher * higher)
+        cold, tilt = cold + step * colder, tilt + step * RISE * higher
+        cold = 0.0 if cold < 0.0 else COLD_MAX if cold > COLD_MAX else cold
+        tilt = -TILT_MAX if tilt < -TILT_MAX else TILT_MAX if tilt > TILT_MAX else tilt
+    return new(Effects, (cold, tilt, usual + 0.05 * colder, mean + 0.05 * higher, now))
 
 
 def believed(slowdown: Slowdown) -> float:

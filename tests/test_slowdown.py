@@ -12,13 +12,14 @@ from adaptive.slowdown import (
     OFTEN,
     SPIKE,
     STEP,
+    TILT_MAX,
     USUAL,
-    Cold,
+    Effects,
     Slowdown,
     Tail,
     believed,
-    chill,
     coldness,
+    common,
     margin,
     paused,
     regress,
@@ -116,36 +117,44 @@ def test_the_margin_is_exceeded_no_more_often_than_asked_for_whatever_the_law(ep
     assert above / calls <= epsilon + 1.7 / (0.1 * calls)
 
 
-def paired(calls=600, cold=0.6, every=2):
-    """A state after calls of which every second, or each, comes after a long pause."""
-    draw, slowdown, state = random.Random(2), Slowdown(), Cold()
+def paired(calls=600, cold=0.6, tilt=0.0, every=2, level=lambda n: 0):
+    """What was learned of calls of which every second, or each, comes after a long pause."""
+    draw, slowdown, effects = random.Random(2), Slowdown(), Effects()
     for n in range(calls):
-        state = paused(state, 0.045 if n % every == 0 else 1e-4)
-        z = cold * state.now + draw.gauss(0.3, 0.05)
-        slowdown, residual, kind = track(slowdown, z - chill(state), 1.0, False)
-        state = regress(state, residual, kind)
-    return slowdown, state
+        effects = paused(effects, 0.045 if n % every == 0 else 1e-4)
+        z = cold * effects.now + tilt * level(n) + draw.gauss(0.3, 0.05)
+        known = common(effects) + effects.tilt * level(n)
+        slowdown, residual, kind = track(slowdown, z - known, 1.0, False)
+        effects = regress(effects, residual, kind, level(n))
+    return slowdown, effects
 
 
-def test_how_much_longer_calls_take_after_a_pause_is_learned_apart_from_how_slow_all_are():
-    slowdown, state = paired()
-    assert state.slope == pytest.approx(0.6, abs=0.1)
+@pytest.mark.parametrize("tilt", [-0.3, 0.0, 0.5])
+def test_what_pauses_and_levels_add_is_learned_apart_from_how_slow_all_are(tilt):
+    slowdown, effects = paired(2000, tilt=tilt, level=lambda n: n // 3 % 3)
+    assert effects.cold == pytest.approx(0.6, abs=0.1)
+    assert effects.tilt == pytest.approx(tilt, abs=0.05)
     for pause in (0.0, 5e-3, 0.05):
-        ahead = paused(state, pause)
-        wanted = 0.3 + 0.6 * coldness(pause)
-        assert believed(slowdown) + chill(ahead) == pytest.approx(wanted, abs=0.08)
+        ahead = believed(slowdown) + common(paused(effects, pause))
+        assert ahead == pytest.approx(0.3 + 0.6 * coldness(pause), abs=0.1)
 
 
-def test_where_all_pauses_are_alike_nothing_is_learned_from_them():
-    slowdown, state = paired(every=1)
-    assert state.slope == pytest.approx(0.0, abs=0.02)
-    assert believed(slowdown) == pytest.approx(0.3 + 0.6 * coldness(0.045), abs=0.05)
+def test_where_all_pauses_and_levels_are_alike_nothing_is_learned_from_them():
+    slowdown, effects = paired(every=1, level=lambda n: 2, tilt=0.4)
+    assert (effects.cold, effects.tilt) == pytest.approx((0.0, 0.0), abs=0.02)
+    wanted = 0.3 + 0.8 + 0.6 * coldness(0.045)
+    assert believed(slowdown) + common(effects) == pytest.approx(wanted, abs=0.05)
 
 
-@given(st.lists(st.tuples(st.floats(0.0, math.inf), st.floats(-10, 10)), max_size=30))
-def test_no_pause_and_no_residual_however_odd_leaves_the_slope_outside_of_its_limits(calls):
-    state = Cold()
-    for pause, residual in calls:
-        state = regress(paused(state, pause), residual, USUAL)
-        assert 0.0 <= state.slope <= COLD_MAX
-        assert abs(chill(state)) <= COLD_MAX
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, math.inf), st.floats(-10, 10), st.integers(0, 5)), max_size=30
+    )
+)
+def test_no_call_however_odd_leaves_an_effect_outside_of_its_limits(calls):
+    effects = Effects()
+    for pause, residual, level in calls:
+        effects = regress(paused(effects, pause), residual, USUAL, level)
+        assert 0.0 <= effects.cold <= COLD_MAX
+        assert abs(effects.tilt) <= TILT_MAX
+        assert abs(common(effects)) <= COLD_MAX + 5 * TILT_MAX
