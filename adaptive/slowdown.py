@@ -13,7 +13,8 @@ DOWN_GAIN = 0.2  # largest gain for good news
 NOISE_MIN, DRIFT_MIN = 1e-4, 1e-5  # variances of the log slowdown
 OFTEN = 0.02  # share of the residuals above the threshold at which the tail begins
 BODY, THRESHOLD_MIN = log(1.0 / OFTEN - 1.0), 0.01  # of the law below that threshold
-EXCESS_MAX = 0.7  # what lies further out than this no margin can buy
+EXCESS_MAX = 0.7  # what lies further out counts as so much
+HOPELESS = 2.5  # [nats] of a spike that no margin could have been wide enough for
 CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # of the margin: at first, limits
 
 COOLING = 5e-3  # [s] of a pause after which half of it is cold
@@ -199,7 +200,9 @@ def widen(
 ) -> Tail:
     """Track the tail of the residuals, and correct it by how often calls were late.
 
-    Residuals of steps never reach it, those of spikes do one completion later.
+    Residuals of steps never reach it, those of spikes do one completion later. A call that stood
+    still says nothing about margins: a process that stops more often than calls may be late would
+    else widen them without end, and to no avail.
 
     Args:
         tail: As it was.
@@ -217,7 +220,7 @@ def widen(
         nothing sure, and never learn that it is.
     """
     threshold, excess, correction, pending = tail
-    if kind == STEP:
+    if kind == STEP or (kind == SPIKE and residual > HOPELESS):
         return new(Tail, (threshold, excess, correction, 0.0))
     if unsure:
         # No wind-up: what grew in an overload that no level could meet must not outlast it.

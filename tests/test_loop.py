@@ -638,7 +638,7 @@ def test_where_something_always_waits_there_is_time_for_steps_that_are_overdue(v
     counters = [track.counters for track in net.tracks.values()]
     learned = sum(one.learn_steps for one in counters)
     assert learned >= 0.9 * 64 * 175 / 34  # they are due after 32 samples, and press after 34
-    assert sum(one.levels[2] for one in counters) >= 0.99 * 64 * 175
+    assert sum(one.levels[2] for one in counters) >= 0.9 * 64 * 175
     assert sum(one.missed + one.mandatory for one in counters) == 0
     waiting = [entry[2] for entry in controller.log if entry[0] == "learn"]
     assert sum(many > 0 for many in waiting) > 0.5 * learned

@@ -158,3 +158,13 @@ def test_no_call_however_odd_leaves_an_effect_outside_of_its_limits(calls):
         assert 0.0 <= effects.cold <= COLD_MAX
         assert abs(effects.tilt) <= TILT_MAX
         assert abs(common(effects)) <= COLD_MAX + 5 * TILT_MAX
+
+
+def test_calls_that_stand_still_widen_no_margin_however_often():
+    slowdown, tail = settled(), Tail()
+    for n in range(2000):
+        z = 4.0 if n % 100 == 50 else 0.0
+        slowdown, residual, kind = track(slowdown, z, 1.0, False)
+        tail = widen(tail, residual, kind, z > 0.0, False, 1e-3)
+    assert tail.correction <= 0.0
+    assert tail.excess <= Tail().excess
