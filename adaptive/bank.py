@@ -41,6 +41,7 @@ class Track:
     level: int = MANDATORY
     line: Line = field(default_factory=Line)  # what of it waits for the model
     loss: np.ndarray | None = None  # of the model and its parts, as in `settings.KINDS`
+    landed: int = 0  # answers of the model's that are not handed on yet
 
     def seen(self, index: int, time: float) -> None:
         """Take note of an answer, and learn the feedback that came before it."""

@@ -69,6 +69,8 @@ class Publisher:
             now: [s].
         """
         wanted = [self._settled(waiting, now, refined=True) for waiting in bank.taken]
+        for waiting, new in zip(bank.taken, wanted, strict=True):
+            waiting.track.landed += new
         self._landed.append(Landed(bank, call, packed, bank.taken, wanted))
         bank.taken = []
         self._some.set()
@@ -87,7 +89,9 @@ class Publisher:
                 if most == 0:
                     return
                 most = None if most is None else most - 1
-                self._hand_on(*self._estimated.popleft())
+                waiting, estimate = self._estimated.popleft()
+                waiting.track.landed -= 1
+                self._hand_on(waiting, estimate)
 
     def simple(self, waiting: Waiting, now: float, why: str) -> None:
         """Publish the mandatory answer to a sample, unless it has one.
@@ -99,7 +103,8 @@ class Publisher:
         """
         if not self._settled(waiting, now, refined=False):
             return
-        self.flush()  # older ones of its stream may be among them
+        if waiting.track.landed:  # the older ones first
+            self.flush()
         reasons = waiting.track.counters.reasons
         reasons[why] = reasons.get(why, 0) + 1
         self._hand_on(waiting, waiting.track.bank.controller.mandatory(waiting.queued))
