@@ -18,6 +18,9 @@ from sensors.sample import Feedback, Sample, Source, Stream
 from sensors.transforms import Chain
 
 ALARMS_KEPT = CHANGES_KEPT = 32
+# Weight of the newest call in what is usual beside its work; and what that may be at first [s]: one
+# that stood still says nothing.
+RECENT, STALL = 0.05, 1e-3
 
 
 @dataclass
@@ -72,7 +75,8 @@ class Bank:
 
     controller: Controller
     governor: Governor
-    learn_cost: float = 0.0  # [s]
+    learn_cost: float = 0.0  # [s] of a gradient step, nominal
+    beyond: float = 0.0  # [s] that a call usually takes besides the work of the model
     calls: Calls = field(default_factory=Calls)
     mode: Mode = NORMAL  # of the governor, when it was looked at last
     changes: deque[tuple[float, Mode, str]] = field(  # when [s], to which mode, and why
@@ -83,7 +87,24 @@ class Bank:
     left_out: int = 0  # of the model's memory, since the start
 
     def __post_init__(self) -> None:
-        self.governor.dues = self.backlog.dues
+        self.governor.dues = self.dues
+
+    def took(self, lap: float, work: float) -> float:
+        """What of a call counts as the model's [s]: not what is usual besides its work.
+
+        Args:
+            lap: From the decision to the answer [s].
+            work: Of the model, in it [s].
+        """
+        besides = max(lap - work, 0.0)
+        self.beyond = self.beyond or min(besides, STALL)
+        cost = max(work, lap - self.beyond)
+        self.beyond += RECENT * (min(besides, 4 * self.beyond + STALL) - self.beyond)
+        return cost
+
+    def dues(self) -> list[float]:
+        """By when the model must be done with the next answer of each stream [s], ascending."""
+        return [due - self.beyond for due in self.backlog.dues()]
 
     def urgency(self) -> float:
         """When the first answer is due [s]; those who only have to catch up come last."""

@@ -37,8 +37,8 @@ from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Policy, Profile, simulate
 from adaptive.slowdown import CORRECTION, Effects, Tail
 
-# What `isolation.Remote.rehearse` measured for a bank of 512 streams of one channel on two shared
-# cores [us], from the cheapest level to the full one, and what a gradient step takes.
+# What calls cost, with the way there and back, for a bank of 512 streams of one channel on two
+# shared cores [us], from the cheapest level to the full one, and what a gradient step takes.
 PROFILE = Profile(
     (1, 2, 4, 8, 16, 32, 64, 128),
     tuple(

@@ -28,7 +28,7 @@ from adaptive.decision import (
 )
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.ladder import Ladder, ladder
-from adaptive.slowdown import Effects, Slowdown, Tail, margin, new
+from adaptive.slowdown import Effects, Slowdown, Tail, margin, new, paused
 from adaptive.thrift import Want, afford
 
 LEARNED = {"slowdown": Slowdown, "tail": Tail, "effects": Effects}  # parts of the state
@@ -161,13 +161,26 @@ class Governor:
                 return False
         return step + self.at_most(level, batch) <= slack - ladder.guard
 
+    def step_cost(self, nominal: float, lap: float) -> float:
+        """The nominal cost of a learning step [s], after one that took so long [s].
+
+        One that stood still counts as twice as long as nominal: else it might be the last.
+        """
+        seen = lap * exp(-self.state.slowdown.mean)
+        return nominal + 0.1 * (min(seen, 2.0 * nominal) - nominal)
+
+    def expect(self, now: float) -> None:
+        """Have what is predicted be of a call made at this time [s]."""
+        effects = paused(self.state.effects, now - self.state.observed)
+        self.state = self.state._replace(effects=effects)
+
     def snapshot(self) -> dict[str, float]:
         """Return what was learned, for a checkpoint.
 
         Times are left out, since the next process has another clock, and so is the mode: a
         restart is a fresh chance.
         """
-        flat = {"interval": self.state.interval}
+        flat = {"interval": self.state.interval, "batch": self.state.batch}
         for name in LEARNED:
             part = getattr(self.state, name)._asdict()
             flat |= {f"{name}.{k}": float(v) for k, v in part.items()}
@@ -191,4 +204,5 @@ class Governor:
         }
         mean, variance, drift, noise, *_ = parts["slowdown"]
         parts["slowdown"] = Slowdown(mean, max(variance, Slowdown().variance), drift, noise)
-        self.state = State(**parts, interval=snapshot.get("interval", 0.0))
+        interval, batch = snapshot.get("interval", 0.0), snapshot.get("batch", 1.0)
+        self.state = State(**parts, interval=interval, batch=batch)

@@ -1,10 +1,10 @@
 """The async loop: ingest, decide, score, publish, learn.
 
 Each source has a task that takes samples in and gives them their mandatory answer at once; one
-task has them refined, publishes and learns; each sink has a task that writes. The model runs in a
-process of its own, so nothing else waits for it: what is not refined shortly before its deadline
-is published as it is, by a timer, and until it has been made every answer is mandatory. A sample
-is counted when it comes in and when every sink has taken its answer, so that
+task has them refined and learns, one publishes, and each sink has one that writes. The model runs
+in a process of its own, so nothing else waits for it: what is not refined shortly before its
+deadline is published as it is, by a timer, and until it has been made every answer is mandatory. A
+sample is counted when it comes in and when every sink has taken its answer, so that
 
     received = full + mandatory + shed + in flight
 
@@ -34,7 +34,6 @@ LOG = logging.getLogger(__name__)
 # late, and later on a crowded machine; how late is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
-RECENT = 0.05  # weight of the newest call in what is usual
 FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
 
 
@@ -81,7 +80,6 @@ class Loop:
         self._broken = asyncio.Event()  # their process is gone, or gives no answers
         if not prepare:
             self.ready.set()
-        self._beyond = 0.0  # [s] of a call: usually beyond the work of the model
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
         self._lag = 0.0  # [s] how late such timers have been
 
@@ -191,10 +189,7 @@ class Loop:
             if track := self._learning():
                 await self._learn(track)
             elif banks:
-                bank = min(banks, key=Bank.urgency)
-                await self._step(bank)
-                if bank.controller.engine.took is None:
-                    await asyncio.sleep(0)  # nobody else had a turn
+                await self._step(min(banks, key=Bank.urgency))
             elif self._reading:
                 self._wake.clear()
                 await self._wake.wait()
@@ -207,6 +202,7 @@ class Loop:
         before, backlog = clock(), bank.backlog
         due = bank.urgency()
         (level, batch, sure, after), whom = self._decide(bank, before)
+        after += bank.beyond - 1e-9  # that it was subtracted must not round anybody away
         while (head := backlog.head()) and head.due < after:  # these cannot be had in time
             self.publisher.simple(head, before, "no_room")
         wanted = level if due < inf else MANDATORY  # for no answer, but for the model's memory
@@ -230,16 +226,17 @@ class Loop:
             return self._break(error, clock())
         done = clock()
         engine, lap = bank.controller.engine, done - before
-        work = lap if engine.took is None else engine.took
-        # What is beyond its work and usual is no slowness of the model's.
-        bank.governor.observe(level, len(bank.taken), max(work, lap - self._beyond), done)
-        bank.calls.add(wanted, sure, due - before, expected + self._beyond, lap)
-        self._beyond += RECENT * (lap - work - self._beyond)
+        bank.calls.add(wanted, sure, due - before, expected + bank.beyond, lap)
+        cost = bank.took(lap, lap if engine.took is None else engine.took)
+        bank.governor.observe(level, len(bank.taken), cost, done)
         self._look(bank, done)
         for waiting in bank.taken:
             if waiting.arrival >= self._since:  # nobody hoped for those before
                 waiting.line.estimated(done <= waiting.due)
-        self.publisher.land(bank, call, packed, done)
+        self.publisher.land(bank, call, packed)
+        if engine.took is None:  # nobody else had a turn
+            self.publisher.flush()
+            await asyncio.sleep(0)
 
     def _look(self, bank: Bank, now: float) -> None:
         """Take note if the governor's mode has changed."""
@@ -252,16 +249,17 @@ class Loop:
 
     def _decide(self, bank: Bank, now: float) -> tuple[Decision, Whom]:
         """Have a bank's governor decide for what waits."""
-        backlog, governor = bank.backlog, bank.governor
+        backlog, governor, sooner = bank.backlog, bank.governor, now + bank.beyond
         head = backlog.head()
         # A sample of another stream may come during the call and have to wait for its end.
-        usable = self._patience(self._shortest) - self._beyond
-        slack = min(head.due - now - self._beyond if head else inf, usable)
+        usable = self._patience(self._shortest) - bank.beyond
+        slack = min(head.due - sooner if head else inf, usable)
         if self._special == inf:
             return governor.decide(slack, len(backlog), now), EVERYONE
-        sooner = now + self._beyond
-        critical, pressed = (backlog.group(whom, sooner) for whom in (CRITICAL, PRESSED))
-        patience = self._patience(self._special) - self._beyond
+        governor.expect(now)
+        critical = backlog.group(CRITICAL, sooner)
+        pressed = backlog.group(PRESSED, sooner + bank.beyond * (critical.size > 0))  # the second
+        patience = self._patience(self._special) - 2 * bank.beyond
         demand = self._needs.demand(critical, pressed, patience, governor.at_most, now)
         decision, whom = governor.decide_among(slack, len(backlog), now, demand)
         self._needs.decided(demand, decision.level, now)
@@ -309,17 +307,21 @@ class Loop:
         There is, if what comes during the step can still be refined in time. Where something waits
         at any moment, as with many streams, time is made for steps that are overdue.
         """
-        waiting = [bank for bank in self.banks if bank.backlog]
+        waiting, now = (
+            [bank for bank in self.banks if bank.backlog],
+            asyncio.get_running_loop().time(),
+        )
         for bank in self.banks if self.ready.is_set() else ():
             stream = bank.controller.learning_due(overdue=bool(waiting))
             if stream is None:
                 continue
-            slack = self._patience(self._shortest) - self._beyond
-            if waiting:
-                head = bank.backlog.head()
-                if not head or waiting != [bank]:
-                    continue
-                slack = min(slack, head.due - asyncio.get_running_loop().time() - self._beyond)
+            slack = self._patience(self._shortest) - bank.beyond
+            for other in waiting:
+                head, queue = other.backlog.head(), len(other.backlog)
+                slack = min(slack, (head.due if head else -inf) - now - other.beyond)
+                if other is not bank:  # its call comes before or after
+                    top = len(other.controller.levels) - 1
+                    slack -= other.governor.at_most(top, queue) + other.beyond
             if bank.governor.may_learn(slack, len(bank.backlog), bank.learn_cost):
                 return self._members[id(bank), stream]
         return None
@@ -332,7 +334,7 @@ class Loop:
             landed = await self._beside(bank, "learn", track.number)
         except RuntimeError as error:
             return self._break(error, clock())
-        bank.learn_cost += 0.1 * (clock() - before - bank.learn_cost)
+        bank.learn_cost = bank.governor.step_cost(bank.learn_cost, clock() - before)
         if landed:
             track.counters.learn_steps += 1
         else:
@@ -342,7 +344,10 @@ class Loop:
 
     def _finish(self) -> None:
         """Count what is left at the end: nothing is lost without a reason."""
-        self.publisher.give_up()
+        try:
+            self.publisher.flush()  # the model has seen it
+        finally:
+            self.publisher.give_up()
         for bank in self.banks:
             for waiting in (*bank.taken, *bank.backlog):
                 if not waiting.answered:

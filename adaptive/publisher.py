@@ -59,16 +59,18 @@ class Publisher:
         for landed in self._landed:
             yield from (one for one, new in zip(landed.waiting, landed.wanted, strict=True) if new)
 
-    def land(self, bank: Bank, call: Call, packed: np.ndarray, now: float) -> None:
+    def land(self, bank: Bank, call: Call, packed: np.ndarray) -> None:
         """Take what a call gave to what a bank's model had in its hands.
+
+        What is left of the call before is handed on first: what cannot keep up is not to lag on.
 
         Args:
             bank: Whose.
             call: As its controller made it.
             packed: As its engine gave it.
-            now: [s].
         """
-        wanted = [self._settled(waiting, now, refined=True) for waiting in bank.taken]
+        self.flush()
+        wanted = [self._settled(waiting, refined=True) for waiting in bank.taken]
         for waiting, new in zip(bank.taken, wanted, strict=True):
             waiting.track.landed += new
         self._landed.append(Landed(bank, call, packed, bank.taken, wanted))
@@ -77,21 +79,23 @@ class Publisher:
 
     def flush(self, most: int | None = None) -> None:
         """Hand on so many of the answers that have landed; all if None."""
+        now = asyncio.get_running_loop().time()
         while self._estimated or self._landed:
             if not self._estimated:
-                bank, call, packed, waiting, wanted = self._landed.popleft()
+                bank, call, packed, waiting, wanted = self._landed[0]
                 estimates = bank.controller.finish(call, packed)
                 for one, estimate, new in zip(waiting, estimates, wanted, strict=True):
                     one.track.loss = estimate.loss
                     if new:
                         self._estimated.append((one, estimate))
+                self._landed.popleft()
             while self._estimated:
                 if most == 0:
                     return
                 most = None if most is None else most - 1
-                waiting, estimate = self._estimated.popleft()
-                waiting.track.landed -= 1
-                self._hand_on(waiting, estimate)
+                self._hand_on(*self._estimated[0], now)
+                one, _ = self._estimated.popleft()
+                one.track.landed -= 1
 
     def simple(self, waiting: Waiting, now: float, why: str) -> None:
         """Publish the mandatory answer to a sample, unless it has one.
@@ -101,13 +105,13 @@ class Publisher:
             now: [s].
             why: Of `Counters.reasons`.
         """
-        if not self._settled(waiting, now, refined=False):
+        if not self._settled(waiting, refined=False):
             return
         if waiting.track.landed:  # the older ones first
             self.flush()
         reasons = waiting.track.counters.reasons
         reasons[why] = reasons.get(why, 0) + 1
-        self._hand_on(waiting, waiting.track.bank.controller.mandatory(waiting.queued))
+        self._hand_on(waiting, waiting.track.bank.controller.mandatory(waiting.queued), now)
 
     def simple_all(self, track: Track, now: float, why: str, last: Waiting | None = None) -> None:
         """Publish the mandatory answers to a stream's samples, in their order, up to the last."""
@@ -125,16 +129,17 @@ class Publisher:
         self._estimated.clear()
         self._landed.clear()
 
-    def _settled(self, waiting: Waiting, now: float, *, refined: bool) -> bool:
+    def _settled(self, waiting: Waiting, *, refined: bool) -> bool:
         """Say whether this is to be the answer to a sample; from now on it has one."""
         if waiting.answered:
             return False
-        waiting.answered, waiting.published = True, now
+        waiting.answered = True
         waiting.line.answered(refined)
         return True
 
-    def _hand_on(self, waiting: Waiting, estimate: Estimate) -> None:
+    def _hand_on(self, waiting: Waiting, estimate: Estimate, now: float) -> None:
         """Make the answer of an estimate and give it to the sinks."""
+        waiting.published = now
         track, sample = waiting.track, waiting.sample
         controller = track.bank.controller
         answer = controller.settle(estimate, sample.time, sample.values)
@@ -153,4 +158,4 @@ class Publisher:
         for outlet in self.outlets:
             outlet.put(waiting, result)
         if not self.outlets:
-            waiting.account(estimate.level, waiting.published)
+            waiting.account(estimate.level, now)

@@ -53,6 +53,10 @@ class Learning(Protocol):
         """Say whether a step of such a cost fits [s]."""
         ...
 
+    def step_cost(self, nominal: float, lap: float) -> float:
+        """Say what one costs nominally, after one that took so long [s]."""
+        ...
+
 
 @runtime_checkable
 class Looking(Protocol):
@@ -81,6 +85,10 @@ class Ranking(Protocol):
 
     def at_most(self, level: int, batch: int) -> float:
         """Say what a call takes now, almost surely [s]."""
+        ...
+
+    def expect(self, now: float) -> None:
+        """Have that be of a call made at this time [s]."""
         ...
 
 
@@ -285,7 +293,7 @@ class Day:
             return False
         work = self.profile.learn_cost * self.world.slower * exp(self.slow_now())
         end = self.machine.run(self.now, work)
-        self.learn_cost += 0.1 * (end - self.now - self.learn_cost)
+        self.learn_cost = learner.step_cost(self.learn_cost, end - self.now)
         self.learned, self.now = self.learned + 1, end
         return True
 
@@ -295,6 +303,7 @@ class Day:
         slack = min(head.due - now if head else inf, self.shortest)
         if self.special == inf or not isinstance(policy, Ranking):
             return policy.decide(slack, queue, now), EVERYONE
+        policy.expect(now)
         critical, pressed = (self.backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
         room = patience(self.special)
         demand = self.needs.demand(critical, pressed, room, policy.at_most, now)

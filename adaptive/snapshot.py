@@ -2,7 +2,8 @@
 
 Taken while samples come, it keeps none waiting: the engines copy their state at one moment and hand
 it out piece by piece, when there is nothing else to do; the rest is taken stream by stream. Of a
-stream it then knows at most some samples that its model has not seen, as if these had been queued.
+stream it then knows at most some samples that its model has not seen, as if these had been queued,
+or the model some whose answers were not settled yet.
 """
 
 import asyncio

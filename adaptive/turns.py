@@ -84,7 +84,7 @@ class Turns(Governor):
         self.bank, self.lines = bank, lines
         for policy in self.policies.values():
             if isinstance(policy, Looking):
-                policy.dues = bank.backlog.dues
+                policy.dues = bank.dues
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`."""

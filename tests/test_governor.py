@@ -307,6 +307,23 @@ def test_learning_needs_a_gap_that_holds_it_at_the_tail_and_a_trusted_machine():
     assert not governor.may_learn(1.0, 0, 1e-3)
 
 
+def test_a_learning_step_that_stood_still_is_not_the_last():
+    governor, _ = settled()
+    cost = 1e-3
+    for lap in (0.5, *[1e-3] * 30):
+        cost = governor.step_cost(cost, lap)
+        assert cost <= 1.1e-3
+    assert cost == pytest.approx(1e-3, rel=0.05)
+
+
+def test_what_comes_during_a_step_is_known_after_a_restart():
+    governor = started()
+    live(governor, [(0.1, 6, 5e-3)] * 100)
+    other = started()
+    other.restore(governor.snapshot())
+    assert other.state.batch == governor.state.batch > 5.0
+
+
 def test_what_waits_and_what_comes_during_a_learning_step_still_gets_the_highest_level():
     governor = started()
     top, now = len(COSTS) - 1, 0.0

@@ -835,6 +835,42 @@ def test_what_is_left_when_it_is_cancelled_is_shed_by_name(virtual_time):
     assert away.closed == there.closed == 1
 
 
+def test_what_is_usual_beside_the_work_of_a_model_is_no_slowness_and_no_stall():
+    bank = Bank(FakeController(), Governor())
+    assert bank.took(1.4e-3, 1e-3) == pytest.approx(1e-3)  # known from the first call on
+    assert bank.beyond == pytest.approx(0.4e-3)
+    assert bank.took(0.2, 1e-3) == pytest.approx(0.2, rel=0.01)
+    assert bank.beyond < 0.6e-3  # that it stood still once
+    for _ in range(200):
+        cost = bank.took(3e-3, 2e-3)
+    assert bank.beyond == pytest.approx(1e-3, rel=0.01)
+    assert cost == pytest.approx(2e-3, rel=0.01)
+    assert bank.took(1e-3, 1e-3) == 1e-3  # never less than its work
+
+
+def test_an_answer_that_cannot_be_made_ends_the_run_and_is_still_counted(virtual_time):
+    class Wrong(FakeController):
+        def settle(self, estimate, time, values):
+            if values[0] == 5:
+                raise ZeroDivisionError("a bug")
+            return super().settle(estimate, time, values)
+
+    kept = []
+
+    async def main():
+        net = build([ListSource((STREAM,), samples(20), 0.01)], [HeldSink()], controller=Wrong())
+        kept.append(net)
+        await net.run()
+
+    with pytest.raises(BaseException) as caught:
+        virtual_time.run(main())
+    assert "a bug" in repr(caught.value) + repr(caught.value.__context__)
+    kept[0].check()
+    counters = kept[0].tracks["ecg"].counters
+    assert counters.in_flight == 0
+    assert counters.shed.get("stopped", 0) >= 1
+
+
 def test_a_bug_in_a_sink_ends_the_run(virtual_time):
     class Broken(HeldSink):
         async def write(self, results):
