@@ -5,8 +5,9 @@ nor the clock of the processor are warmer than in use. A bank of 512 streams of 
 shared cores, one call each 3 ms: what was measured back to back, on one stream, in the process of
 the model, was too little by 5.3 for the cheapest level and one sample, and by 1.8 for the full one
 and 64, so that no slowdown that all calls share could make up for it. What is measured here was
-wrong by -15 to 12 %, when the way there and back, which is reckoned apart now, still counted. With a call each 10 ms all calls take 0 to 40 % longer still, with one each
-30 ms small ones up to 2.6 times and large ones 1.3 times as long.
+wrong by -15 to 12 %, when the way there and back, which is reckoned apart now, still counted. With
+a call each 10 ms all calls take 0 to 40 % longer still, with one each 30 ms small ones up to 2.6
+times and large ones 1.3 times as long.
 """
 
 from collections.abc import Iterator, Sequence
