@@ -17,6 +17,7 @@ from typing import NamedTuple
 from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY, Ladder, Row
 
 MANDATORY, SKIP, WAIT = -1, -2, -3  # in place of a level, see `adaptive.decision.Decision`
+MEMORY = WORTH_MANDATORY  # of the model, of a sample that is worth no answer
 PRICE_MOST = log(1000.0)  # ln(1 + price); nothing is worth so much
 REPAY = 4.0  # [s] within which what was spent too much, or saved, is made up for
 # How long it takes to become dear when twice the budget is spent [s], and how much may be saved or
@@ -147,7 +148,9 @@ def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
     What has no time for any level goes through the cheapest all the same, for the model's memory.
     Only what is not even worth that is left out of it. How much worse later answers are for that
     has not been measured; so that it is the last thing to be saved, a sample that is left out
-    counts as one without any answer, though it has its mandatory one.
+    counts as one without any answer, though it has its mandatory one, and costs `MEMORY` besides:
+    where levels are worth about as much for their cost as the cheapest is, a price that turns all
+    higher ones away would else turn samples away, too.
 
     Args:
         offer: What can be bought.
@@ -160,7 +163,7 @@ def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
         A level, `MANDATORY`, or `SKIP` if none is worth its cost.
     """
     worths, costs = offer.worths, offer.costs[size]
-    best, most, each = SKIP, 0.0, price / batch
+    best, most, each = SKIP, -MEMORY, price / batch
     for level in range(min(top, 0), top + 1):
         value = worths[level + 1] - each * costs[max(level, 0)]
         if value >= most:
@@ -182,6 +185,7 @@ class Budget:
         self.accounts: dict[str, Account] = {}
         self.window: Window | None = None
         self.price = 0.0  # as of the last look
+        self.stopped = False  # since then the window has made calls wait
         self.base = 0.0  # [W] taken by what is not the agent, or that the watts leave out
         self._now, self._total = -inf, 0.0
         self._drawn = self._drawing = 0.0  # [J], [s] booked since energy was measured
@@ -224,7 +228,9 @@ class Budget:
     def look(self, now: float) -> float:
         """Book what was spent since the last look, and return the price.
 
-        That is of all that the agent does: what a call took, and everything else.
+        That is of all that the agent does: what a call took, and everything else. A quota does not
+        become cheaper while calls wait for it: else waits would keep what is spent below it, by
+        turns with calls of the highest level, and answers that came due meanwhile were lost.
 
         Args:
             now: [s].
@@ -244,9 +250,12 @@ class Budget:
             if name == "energy":
                 amount = self.watts * spent + self.base * elapsed
                 self._drawn, self._drawing = self._drawn + amount, self._drawing + elapsed
-            self.accounts[name] = account = charge(account, amount, elapsed)
+            before, account = account.level, charge(account, amount, elapsed)
+            if name == "quota" and self.stopped and account.level < before:
+                account = account._replace(level=before)
+            self.accounts[name] = account
             price += expm1(account.level)
-        self.price = price
+        self.price, self.stopped = price, False
         return price
 
     def measured(self, joules: float) -> None:

@@ -274,7 +274,7 @@ def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
     names = [name for name in found[0][1] if name not in (MYOPIC, DIST)]
     equal = [each for job, each in found if job.scenario != RANKS]
     yield table("policies, over all", {name: judge(equal, name) for name in names})
-    yield ranked([each for job, each in found if job.scenario == RANKS], names)
+    yield ranked([each for job, each in found if job.scenario == RANKS], [*names, MYOPIC])
 
 
 def ranked(found: Sequence[dict[str, Outcome]], names: Sequence[str]) -> Table:

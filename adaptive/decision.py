@@ -11,7 +11,6 @@ from enum import IntEnum
 from math import exp, inf, log
 from typing import NamedTuple
 
-from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
 from adaptive.ladder import Ladder, highest
 from adaptive.slowdown import (
     OFTEN,
@@ -246,59 +245,6 @@ def otherwise(
             level, size, sure, most = 0, few, True, promised
             after = -inf if dues is None else waits[place]
     return level, size, sure, after
-
-
-def decide_among(
-    settings: Settings,
-    ladder: Ladder,
-    state: State,
-    slack: float,
-    queue: int,
-    now: float,
-    demand: Demand,
-    apart: bool = False,
-    dues: Callable[[], list[float]] | None = None,
-) -> tuple[State, Decision, Whom]:
-    """Decide where some streams are critical, or may not miss one more answer (`adaptive.demand`).
-
-    Args:
-        settings: What to aim at.
-        ladder: Nominal costs.
-        state: What was learned from earlier completions.
-        slack: [s] left until the earliest deadline in the queue.
-        queue: How many wait, the head included.
-        now: [s].
-        demand: What of the queue is not like the rest.
-        apart: Critical streams are never taken with others: they pay no price for what they take.
-        dues: Says when the answers that are waited for are due [s], ascending.
-
-    Returns:
-        The new state, the decision, and of which streams to take samples.
-    """
-    critical, pressed, room, strained = demand
-    about, top, most = (settings, ladder, state), len(ladder.log_costs[0]) - 1, None
-    if not critical.size:
-        if not strained and room < slack:
-            after, found = decide(*about, room, queue, now)
-            if found.level > 0 and found.sure:
-                return after._replace(budget=slack - ladder.guard), found, EVERYONE
-        most = 0 if strained or room < slack else None
-    after, found = decide(*about, slack, queue, now, most, dues)
-    whole = found.level >= 0 and found.sure and found.batch == queue and found.after == -inf
-    whom = EVERYONE
-    if critical.size and (apart or not (whole and found.level == top)):
-        left = critical.slack
-        if pressed.size:
-            left = min(left, pressed.slack - at_most(ladder, state, 0, pressed.size))
-        after, found = decide(*about, left, critical.size, now)
-        whom, whole = CRITICAL, found.level >= 0
-    if pressed.size and not whole:
-        after, found = decide(*about, pressed.slack, pressed.size, now, 0)
-        whom = PRESSED
-    if whom == EVERYONE and found.level < 0:
-        fit = [n for n in ladder.buckets if at_most(ladder, state, 0, n) <= room]
-        found = found._replace(batch=min(queue, fit[-1] if fit else 1))
-    return after, found, whom
 
 
 def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:

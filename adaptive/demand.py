@@ -4,12 +4,17 @@ As long as the highest level fits for all that wait, all are taken. When it does
 streams are taken alone, at the highest level that fits for them, and until that is the highest of
 all the others get the cheapest one at most. What must be refined so that of any k answers of a
 stream m are, comes before all else that gets the cheapest level.
+
+How a level is picked for some of them is another's: of the governor (`adaptive.decision`), or of
+whoever is compared with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from math import inf
 from typing import NamedTuple
+
+from adaptive.decision import Decision
 
 
 class Whom(IntEnum):
@@ -80,3 +85,58 @@ class Needs:
         """Take note of what became of it."""
         if demand.critical.size:
             self._strained = now + self.relief if level < self.top else -inf
+
+
+# From the slack [s] of those that are to be taken, how many these are, the highest level that they
+# may have (any if None), and whether, where not all can be had, later ones may be taken instead.
+Pick = Callable[[float, int, int | None, bool], Decision]
+
+
+def decide_among(
+    pick: Pick,
+    at_most: Callable[[int, int], float],
+    top: int,
+    sizes: Sequence[int],
+    slack: float,
+    queue: int,
+    demand: Demand,
+    *,
+    apart: bool = False,
+) -> tuple[Decision, Whom]:
+    """Decide where some streams are critical, or may not miss one more answer.
+
+    Args:
+        pick: Picks for all or some; what it picked last is done.
+        at_most: Says what a call at a level for so many takes now, almost surely [s].
+        top: The highest level.
+        sizes: Of batches, ascending.
+        slack: [s] left until the earliest deadline in the queue.
+        queue: How many wait, the head included.
+        demand: What of the queue is not like the rest.
+        apart: Critical streams are never taken with others: they pay no price for what they take.
+
+    Returns:
+        The decision, and of which streams to take samples.
+    """
+    critical, pressed, room, strained = demand
+    most = None
+    if not critical.size:
+        if not strained and room < slack:
+            found = pick(room, queue, None, False)
+            if found.level > 0 and found.sure:
+                return found, EVERYONE
+        most = 0 if strained or room < slack else None
+    found, whom = pick(slack, queue, most, True), EVERYONE
+    whole = found.level >= 0 and found.sure and found.batch == queue and found.after == -inf
+    if critical.size and (apart or not (whole and found.level == top)):
+        left = critical.slack
+        if pressed.size:
+            left = min(left, pressed.slack - at_most(0, pressed.size))
+        found, whom = pick(left, critical.size, None, False), CRITICAL
+        whole = found.level >= 0
+    if pressed.size and not whole:
+        found, whom = pick(pressed.slack, pressed.size, 0, False), PRESSED
+    if whom == EVERYONE and found.level < 0:
+        fit = [size for size in sizes if at_most(0, size) <= room]
+        found = found._replace(batch=min(queue, fit[-1] if fit else 1))
+    return found, whom

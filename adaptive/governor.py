@@ -10,7 +10,7 @@ the deadline, of the levels that are in time the one is taken that is worth most
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from math import exp
+from math import exp, inf
 
 from adaptive.budget import Budget, Offer, offer
 from adaptive.decision import (
@@ -21,12 +21,11 @@ from adaptive.decision import (
     State,
     at_most,
     decide,
-    decide_among,
     expected,
     fail,
     observe,
 )
-from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom, decide_among
 from adaptive.ladder import Ladder, ladder
 from adaptive.slowdown import Effects, Slowdown, Tail, margin, new, paused
 from adaptive.thrift import Want, afford
@@ -83,9 +82,18 @@ class Governor:
         self, slack: float, queue: int, now: float, demand: Demand
     ) -> tuple[Decision, Whom]:
         """Decide where streams are not equal; see the function `decide_among`."""
+        ladder, before = self.ladder, self.state
+
+        def pick(left: float, many: int, most: int | None, later: bool) -> Decision:
+            about = self.settings, ladder, before, left, many, now, most
+            self.state, found = decide(*about, self.dues if later else None)
+            return found
+
         apart = self.budget is not None and self.budget.price > 0.0
-        about = self.settings, self.ladder, self.state, slack, queue, now, demand, apart, self.dues
-        self.state, decision, whom = decide_among(*about)
+        about = len(ladder.log_costs[0]) - 1, ladder.buckets, slack, queue, demand
+        decision, whom = decide_among(pick, self.at_most, *about, apart=apart)
+        if whom == EVERYONE and decision.after == -inf:
+            self.state = self.state._replace(budget=slack - ladder.guard)
         if self.budget is not None:
             many = {CRITICAL: demand.critical.size, PRESSED: demand.pressed.size}.get(whom, queue)
             decision = self._afford(decision, slack, many, now, exempt=whom != EVERYONE)

@@ -15,6 +15,7 @@ from math import erf, exp, inf, sqrt
 
 from adaptive.budget import Budget, offer
 from adaptive.decision import Decision
+from adaptive.demand import Demand, Whom, decide_among
 from adaptive.ladder import ladder
 from adaptive.simulation import Ahead, Profile
 from adaptive.thrift import Want, afford
@@ -269,7 +270,7 @@ class Oracle(Expecting):
             quality: Of the mandatory answer, and of each level.
         """
         super().__init__(profile, slower)
-        self.budget, self.wait, self.called = budget, 0.0, -inf
+        self.budget, self.wait, self.called, self.now = budget, 0.0, -inf, 0.0
         self.dues: Callable[[], list[float]] | None = None
         table = [dict(zip(profile.sizes, row, strict=True)) for row in self.nominal]
         rungs = ladder(table, 0.0, 1e-3)
@@ -303,30 +304,54 @@ class Oracle(Expecting):
         if self.budget is not None:
             self.budget.look(now)
 
-    def fitting(self, slack: float, queue: int, now: float) -> Decision:
+    def expect(self, now: float) -> None:
+        """As `Ranking`: what is asked of next is a call made then [s]."""
+        self.now = now
+
+    def at_most(self, level: int, batch: int) -> float:
+        """As `Ranking`: what such a call takes [s]."""
+        return self.end(level, batch, self.now) - self.now
+
+    def decide_among(
+        self, slack: float, queue: int, now: float, demand: Demand
+    ) -> tuple[Decision, Whom]:
+        """As `Ranking`: by the same rules as the governor, with what is known here."""
+
+        def pick(left: float, many: int, most: int | None, later: bool) -> Decision:
+            return self.fitting(left, many, now, most, later=later)
+
+        about = len(self.nominal) - 1, self.profile.sizes, slack, queue, demand
+        return decide_among(pick, self.at_most, *about)
+
+    def fitting(
+        self, slack: float, queue: int, now: float, most: int | None = None, *, later: bool = True
+    ) -> Decision:
         """The same, if nothing but time is short.
 
         Where it cannot be had for all, as many as can be for the time that they take are taken at
         the cheapest level, whichever these are.
         """
         sizes, whole = self.profile.sizes, self.profile.of(queue)
+        top = len(self.nominal) - 1 if most is None else most
         for size in range(whole, -1, -1):
             batch = min(queue, sizes[size])
             left = queue - batch
-            for level in range(len(self.nominal) - 1, -1, -1):
+            for level in range(top, -1, -1):
                 end = self.end(level, batch, now)
                 rest = self.rest(left) if left else 0.0
                 if end > now + slack or (level == 0 and size < whole):
                     continue
                 if level == 0 or end + rest <= self.ahead.due(batch):
                     return Decision(level, batch)
-        dues, most, found = self.dues() if self.dues else [], 0.0, Decision(-1, queue)
+        known = self.dues if later else None
+        dues, best, found = known() if known else [now + slack] * queue, 0.0, Decision(-1, queue)
         for size in range(whole, -1, -1):
             end = self.end(0, min(queue, sizes[size]), now)
             place = bisect_left(dues, end)
             many = min(len(dues) - place, sizes[size])
-            if many > 0 and many / (end - now) > most:
-                most, found = many / (end - now), Decision(0, many, True, dues[place])
+            if many > 0 and many / (end - now) > best:
+                best = many / (end - now)
+                found = Decision(0, many, True, dues[place] if known else -inf)
         return found
 
     def end(self, level: int, batch: int, now: float) -> float:

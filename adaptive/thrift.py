@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from adaptive.budget import SKIP, WAIT, Budget, Offer, choose
 
-# Company is waited for until a call of the next size would take this share of the time left,
-# with its margin; where the price is low, a smaller one, half of it at `CHEAP`. With .5 a twentieth
-# of the samples of a slow site had to be left out when its budget was halved, with .7 none; waiting
-# to the last would make each call late that takes longer.
+# Company is waited for until a call of the next size would take this share of the time left, or
+# all of it with its margin; where the price is low, a smaller one, half of it at `CHEAP`. With .5 a
+# twentieth of the samples of a slow site had to be left out when its budget was halved, with .7
+# none; waiting to the last would make each call late that takes longer.
 LEISURE = 0.7
 CHEAP = 0.1
 EARNS = 1.1  # times that company must make each sample cheaper to be waited for
@@ -67,17 +67,19 @@ def afford(
     price, window = budget.look(now), budget.window
     if exempt:
         price = 0.0
-    if price > 0.0:
-        if level >= 0 and size > 0 and batch < sizes[size]:
+    if price > 0.0 and level >= 0:
+        worth = max(choose(offer, size, batch, level, price), 0)
+        if size > 0 and batch < sizes[size]:
             # A batch size that is filled costs less than the next one that is not.
-            smaller = offer.costs[size - 1][level] / sizes[size - 1]
-            if smaller < offer.costs[size][level] / batch:
+            smaller = offer.costs[size - 1][worth] / sizes[size - 1]
+            if smaller < offer.costs[size][worth] / batch:
                 size, batch = size - 1, sizes[size - 1]
-        if level >= 0 and shared(offer, sizes, level, size, batch) > EARNS:
-            dear = margin * cost(level, min(size + 1, len(sizes) - 1))
-            spare = slack - dear * (price + CHEAP) / (LEISURE * price)
+        if shared(offer, sizes, worth, size, batch) > EARNS:
+            dear = max(margin, 1.0 / LEISURE) * cost(worth, min(size + 1, len(sizes) - 1))
+            spare = slack - dear * (price + CHEAP) / price
             if spare > NAP:
                 return WAIT, 0, max(0.5 * spare, NAP)
+    if price > 0.0:
         level = choose(offer, size, batch, level, price)
         if level == SKIP:
             return SKIP, batch, 0.0
@@ -94,5 +96,6 @@ def afford(
             need = cost(0, size)
         batch = min(queue, sizes[size])
     if need > room:
+        budget.stopped = True
         return WAIT, 0, window.free(need, now)
     return level, batch, 0.0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive.budget import MANDATORY, SKIP, WAIT, Budget, Window, choose, offer
+from adaptive.budget import MANDATORY, MEMORY, SKIP, WAIT, Budget, Window, choose, offer
 from adaptive.decision import Settings
 from adaptive.governor import Governor
 from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY, ladder
@@ -211,7 +211,7 @@ def test_worths_that_are_not_known_rise_with_the_cost_from_the_mandatory_answer_
 def test_what_has_no_time_goes_through_the_cheapest_level_unless_that_is_too_dear():
     made = offer(ladder([1e-3, 2e-3], 0.5, 1e-3), [0.4, 0.7])
     assert choose(made, 0, 1, MANDATORY, 0.0) == MANDATORY
-    dear = WORTH_MANDATORY / 0.5  # it costs half of a full answer
+    dear = (WORTH_MANDATORY + MEMORY) / 0.5  # it costs half of a full answer
     assert choose(made, 0, 1, MANDATORY, 0.99 * dear) == MANDATORY
     assert choose(made, 0, 1, MANDATORY, 1.01 * dear) == SKIP
 
@@ -235,6 +235,23 @@ def test_learning_leaves_room_in_the_period_of_a_quota():
     governor.budget.stop_at(10e-3, 0.1)
     assert governor.may_learn(1.0, 0, 9e-3)
     assert not governor.may_learn(1.0, 0, 11e-3)
+
+
+@pytest.mark.parametrize("name", ["cpu", "quota"])
+def test_only_a_quota_does_not_become_cheaper_while_calls_wait_for_it(name):
+    spent = [0.0]
+    budget = Budget(lambda: spent[0])
+    if name == "quota":
+        budget.stop_at(50e-3, 0.1)
+    else:
+        budget.limit(name, 0.5)
+    budget.look(0.0)
+    spent[0] = 0.2
+    dear = budget.look(0.1)
+    budget.stopped = True
+    waited = budget.look(0.12)
+    assert (waited == dear) == (name == "quota")
+    assert budget.look(0.2) < waited
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 0.2), st.floats(0.0, 1.0)), min_size=1, max_size=40))

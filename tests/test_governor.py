@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive.budget import MANDATORY, Budget
-from adaptive.decision import Mode, Settings, decide, decide_among
+from adaptive.decision import Mode, Settings, decide
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group, Needs
 from adaptive.governor import Governor
 from adaptive.slowdown import Tail, chance
@@ -440,8 +440,10 @@ nobody = st.just(Group())
 
 
 def among(governor, slack, queue, now, demand):
-    about = governor.settings, governor.ladder, governor.state, slack, queue, now
-    return decide_among(*about, demand)
+    before = governor.state
+    decision, whom = governor.decide_among(slack, queue, now, demand)
+    after, governor.state = governor.state, before
+    return after, decision, whom
 
 
 @given(completions, st.floats(-1e-3, 0.1), st.integers(1, 40))

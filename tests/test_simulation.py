@@ -81,6 +81,8 @@ def test_who_knows_the_quota_is_never_stopped_by_it_and_who_does_not_is(site):
     worth, best = (one.quality(QUALITY[0], QUALITY[1:]) for one in (ours, oracle))
     assert worth >= 0.95 * best
     assert worth > 1.15 * blind.quality(QUALITY[0], QUALITY[1:])
+    # No turns of many answers at the highest level, and none while the window is full.
+    assert sum(ours.refined) > 0.85 * ours.samples
 
 
 @pytest.mark.slow
