@@ -137,13 +137,15 @@ def decide(
     now: float,
     most: int | None = None,
     dues: Callable[[], list[float]] | None = None,
+    *,
+    parts: bool = False,
 ) -> tuple[State, Decision]:
     """Pick the highest level that fits what slack is left, with the margin of the tail.
 
-    The batch is all of the queue that a bucket holds; what is done when no level is sure for so
-    many says `otherwise`. With more waiting than one batch holds, the typical cost of draining the
-    whole queue must fit too, unless the level is the cheapest. So for a given state the level
-    that is sure for all that wait never falls when the slack grows.
+    The batch is all of the queue that a bucket holds, but for what says `in_parts`; what is done
+    when no level is sure for so many says `otherwise`. With more waiting than one batch holds, the
+    typical cost of draining the whole queue must fit too, unless the level is the cheapest. So for
+    a given state the level that is sure for all that wait never falls when the slack grows.
 
     Args:
         settings: What to aim at.
@@ -154,12 +156,13 @@ def decide(
         now: [s].
         most: The highest level that may be taken; any if None.
         dues: Says when the answers that are waited for are due [s], ascending.
+        parts: Some may have a higher level than the others.
     """
     slowdown, tail, _, _, _, observed, interval, usual_batch, late, trust, effects = state
     mode = trust.mode
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
-    buckets, log_costs, guard, depth, _ = ladder
+    buckets, log_costs, guard, depth, *_ = ladder
     effects = paused(effects, now - observed)
     base, tilt = believed(slowdown) + common(effects), effects.tilt
     budget = slack - guard
@@ -179,6 +182,8 @@ def decide(
             spare = log(settings.utilisation * budget / rounds) - base
             level = max(0, highest(log_costs[whole], spare, level, tilt))
         size, sure = whole, level >= 0
+        if parts and 0 <= level < cap and queue > 1:
+            level, size = in_parts(ladder, level, size, queue, room, cap, tilt)
         if not sure:
             level, size, sure, after = otherwise(
                 ladder, tail, base, tilt, budget, batch, cap, now, dues
@@ -192,6 +197,48 @@ def decide(
     about = observed, interval, usual_batch, late, trust, effects
     state = new(State, (slowdown, tail, budget, level, sure, *about))
     return state, new(Decision, (level, batch, sure, after))
+
+
+def in_parts(
+    ladder: Ladder, level: int, whole: int, queue: int, room: float, cap: int, tilt: float
+) -> tuple[int, int]:
+    """Which level some of those that wait may have, so that the others can still have theirs.
+
+    One call after the other, both within the time until the first of all is due, and as if one
+    margin were that of both: two calls are seldom slow at once but for what slows both.
+
+    Args:
+        ladder: Nominal costs.
+        level: That is sure for all.
+        whole: The place of the batch for that among the buckets.
+        queue: How many wait.
+        room: For the log of what all takes.
+        cap: The highest level that may be taken.
+        tilt: What each level costs more than the one before, beyond its log cost.
+
+    Returns:
+        The level of the call to make, and the place of its batch among the buckets.
+    """
+    buckets, _, _, _, costs, gains = ladder
+    total, best, most = exp(room), (level, whole), 0.0
+    each = exp(tilt)
+    steep = each**level  # how many times its nominal cost the level takes
+    higher, steeper = level, steep * each  # the next one
+    for few in range(whole - 1, -1, -1):
+        many = buckets[few]
+        if many * (gains[cap] - gains[level]) <= most:
+            break  # it only gets less
+        row, place = costs[few], bisect_left(buckets, queue - many)
+        rounds = 1
+        if place == len(buckets):
+            place -= 1
+            rounds = -(-(queue - many) // buckets[place])
+        spare = total - rounds * costs[place][level] * steep
+        while higher < cap and row[higher + 1] * steeper <= spare:
+            higher, steeper = higher + 1, steeper * each
+        if (more := many * (gains[higher] - gains[level])) > most:
+            best, most = (higher, few), more
+    return best
 
 
 def otherwise(
@@ -228,7 +275,7 @@ def otherwise(
         The level, or -1; the place of the batch among the buckets; whether it is sure; and from
         when on the answers are due that are to be taken.
     """
-    buckets, log_costs, guard, depth, gains = ladder
+    buckets, log_costs, guard, depth, _, gains = ladder
     whole, extra, usual = bisect_left(buckets, batch), margin(tail, depth), log(budget) - base
     level, size, sure, after, most = -1, whole, False, -inf, 0.0
     for one in range(cap + 1):

@@ -74,9 +74,11 @@ class Governor:
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """Pick level and batch for the head of the queue; see the function `decide`."""
-        about = self.settings, self.ladder, self.state, slack, queue, now
-        self.state, decision = decide(*about, None, self.dues)
-        return decision if self.budget is None else self._afford(decision, slack, queue, now)
+        money = self.budget
+        about = self.settings, self.ladder, self.state, slack, queue, now, None, self.dues
+        # Two calls cost more than one, so where there is a price all go together.
+        self.state, decision = decide(*about, parts=money is None or money.price <= 0.0)
+        return decision if money is None else self._afford(decision, slack, queue, now)
 
     def decide_among(
         self, slack: float, queue: int, now: float, demand: Demand
@@ -106,7 +108,7 @@ class Governor:
         if self.budget is None or not queue:
             return decision
         level, batch, sure, after = decision
-        buckets, log_costs, _, depth, _ = self.ladder
+        buckets, log_costs, _, depth, *_ = self.ladder
         size = min(bisect_left(buckets, batch), len(buckets) - 1)
         state, late = self.state, exp(margin(self.state.tail, depth))
         level, batch, self.wait = afford(

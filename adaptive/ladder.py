@@ -19,6 +19,7 @@ class Ladder(NamedTuple):
     log_costs: tuple[Row, ...]  # [buckets][levels] ln of seconds
     guard: float  # [s] kept free for publishing
     depth: float  # ln of how much rarer epsilon is than where the tail begins
+    costs: tuple[Row, ...] = ()  # [buckets][levels] s
     gains: Row = ()  # what an answer of each level is worth beyond the mandatory one
 
 
@@ -58,6 +59,7 @@ def ladder(
         tuple(tuple(log(row[bucket]) for row in rows) for bucket in buckets),
         1e-3 * guard_ms,
         log(OFTEN / epsilon),
+        tuple(tuple(float(row[bucket]) for row in rows) for bucket in buckets),
     )
 
 
