@@ -55,7 +55,7 @@ class Needs:
             relief: How long the others are kept low after critical streams had less than that [s].
         """
         self.top, self.relief = top, relief
-        self._takes = {CRITICAL: 0.0, PRESSED: 0.0}  # [s] that a call for these takes at most
+        self._sizes = {CRITICAL: 0, PRESSED: 0}  # of the last groups
         self._strained = -inf  # [s] until then the others get the cheapest level
 
     def demand(
@@ -75,10 +75,11 @@ class Needs:
             at_most: Says what a call at a level for so many takes now, almost surely [s].
             now: [s].
         """
+        room = patience
         for whom, level, group in ((CRITICAL, self.top, critical), (PRESSED, 0, pressed)):
-            if group.size:
-                self._takes[whom] = at_most(level, group.size)
-        room = patience - max(self._takes.values())
+            size = self._sizes[whom] = group.size or self._sizes[whom]
+            if size:  # as many may come again, and take what such a call takes now
+                room = min(room, patience - at_most(level, size))
         return Demand(critical, pressed, room, now < self._strained)
 
     def decided(self, demand: Demand, level: int, now: float) -> None:

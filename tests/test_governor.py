@@ -66,6 +66,39 @@ def test_more_slack_never_means_a_lower_level_that_is_sure_for_all(past, one, ot
     assert levels[0] <= levels[1]
 
 
+@given(completions, st.floats(1e-3, 0.1), st.integers(2, 30))
+def test_some_have_a_higher_level_only_where_what_is_left_still_has_what_all_would_have(
+    past, slack, queue
+):
+    governor = started()
+    now = live(governor, past)
+    about = governor.settings, governor.ladder, governor.state, slack, queue, now
+    (after, plain), (_, found) = decide(*about), decide(*about, parts=True)
+    if not plain.sure or found == plain:
+        assert found == plain
+        return
+    governor.state = after
+    assert found.sure
+    assert found.level > plain.level
+    assert found.batch < plain.batch
+    taken, left = governor.at_most(found.level, found.batch), queue - found.batch
+    largest = governor.ladder.buckets[-1]
+    rest = -(-left // largest) * governor.at_most(plain.level, min(left, largest))
+    assert taken + rest <= (slack - 0.5e-3) * (1 + 1e-9)
+
+
+def test_where_one_call_at_the_highest_level_does_not_fit_for_all_two_calls_may():
+    governor, (_, now) = Governor(), settled_state()
+    governor.init([{b: cost * b**0.95 for b in (1, 2, 4, 8)} for cost in COSTS])
+    governor.state, _ = settled_state()
+    first = governor.at_most(5, 4)
+    slack = 0.5e-3 + first + governor.at_most(4, 4) + 1e-4
+    assert governor.at_most(4, 8) < slack - 0.5e-3 < governor.at_most(5, 8)
+    assert governor.decide(slack, 8, now)[:3] == (5, 4, True)
+    governor.observe(5, 4, first / 1.2, now + first / 1.2)
+    assert governor.decide(slack - first / 1.2, 4, now + first / 1.2)[:3] >= (4, 4, True)
+
+
 @given(completions, st.floats(-0.1, 1.0), st.integers(0, 30))
 @settings(max_examples=40)
 def test_nothing_is_sure_whose_cost_at_the_tail_exceeds_the_slack(past, slack, queue):
@@ -529,6 +562,14 @@ def test_others_are_kept_low_for_a_while_after_critical_streams_had_less_than_th
     strained(2.0, level=0)
     assert strained(2.1, level=2)
     assert not strained(2.2)
+
+
+def test_room_for_those_that_may_come_is_by_what_calls_take_now_not_when_they_last_came():
+    needs, nobody = Needs(top=2, relief=0.5), Group()
+    slow = needs.demand(nobody, Group(0.1, 1), 0.05, lambda level, size: 0.2, 0.0)
+    assert slow.room == pytest.approx(0.05 - 0.2)
+    later = needs.demand(nobody, nobody, 0.05, lambda level, size: 1e-3, 0.1)
+    assert later.room == pytest.approx(0.05 - 1e-3)
 
 
 def poor():
