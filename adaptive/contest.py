@@ -32,9 +32,10 @@ from adaptive.policies import (
     Quantile,
     Static,
 )
+from adaptive.policy import Policy
 from adaptive.scenarios import SCENARIOS, SITES, World, world
 from adaptive.settings import LADDER
-from adaptive.simulation import Outcome, Policy, Profile, simulate
+from adaptive.simulation import Outcome, Profile, simulate
 from adaptive.slowdown import CORRECTION, Effects, Tail
 
 # What calls cost, with the way there and back, for a bank of 512 streams of one channel on two

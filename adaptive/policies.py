@@ -17,7 +17,8 @@ from adaptive.budget import Budget, offer
 from adaptive.decision import Decision
 from adaptive.demand import Demand, Whom, decide_among
 from adaptive.ladder import ladder
-from adaptive.simulation import Ahead, Profile
+from adaptive.policy import Ahead
+from adaptive.simulation import Profile
 from adaptive.thrift import Want, afford
 
 GUARD = 0.5e-3  # [s] as the governor's
@@ -391,4 +392,5 @@ class Distribution(Oracle):
     def end(self, level: int, batch: int, now: float) -> float:
         """When such a call is over, almost surely [s]."""
         cost = self.nominal[level][self.profile.of(batch)]
-        return now + cost * exp(self.ahead.slow() + self.scatter[level])
+        slow = self.ahead.slow() + self.ahead.chill()
+        return now + cost * exp(slow + self.scatter[level])

@@ -7,16 +7,17 @@ the same outcome on any machine.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from math import exp, inf
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 from adaptive.backlog import QUEUE, QUEUE_LEAST, Backlog, Line, Rank
-from adaptive.budget import MANDATORY, SKIP, WAIT, Budget
+from adaptive.budget import MANDATORY, SKIP, WAIT
 from adaptive.decision import Decision
-from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Needs, Whom
+from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Needs, Whom
 from adaptive.machine import Machine, granted
+from adaptive.policy import Ahead, Knowing, Learning, Looking, Paying, Policy, Ranking
 from adaptive.scenarios import TICK, World
 from adaptive.slowdown import coldness
 
@@ -26,79 +27,6 @@ MOST = 128  # samples that are taken at once
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 LEARN_EVERY, OVERDUE = 32, 2  # samples of a stream: between steps; then so many, and it presses
 RELIEF = 0.5  # [s] for which others are kept low after critical streams had not the highest level
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """What decides. `adaptive.governor.Governor` is one."""
-
-    def decide(self, slack: float, queue: int, now: float) -> Decision:
-        """Pick level and batch for the head of the queue, which is due in `slack` [s]."""
-        ...
-
-    def observe(self, level: int, batch: int, cost: float, now: float) -> None:
-        """Learn from what a call cost [s]; `now` is its end."""
-        ...
-
-    def failed(self, cause: str, now: float) -> None:
-        """Take note that a call gave nothing."""
-        ...
-
-
-@runtime_checkable
-class Learning(Protocol):
-    """A policy that finds time for gradient steps, as `adaptive.governor.Governor` does."""
-
-    def may_learn(self, slack: float, queue: int, cost: float) -> bool:
-        """Say whether a step of such a cost fits [s]."""
-        ...
-
-    def step_cost(self, nominal: float, lap: float) -> float:
-        """Say what one costs nominally, after one that took so long [s]."""
-        ...
-
-
-@runtime_checkable
-class Looking(Protocol):
-    """A policy that looks at when all answers are due, as `adaptive.governor.Governor` does."""
-
-    dues: Callable[[], list[float]] | None
-
-
-@runtime_checkable
-class Paying(Protocol):
-    """A policy that has budgets, as `adaptive.governor.Governor` may have."""
-
-    budget: Budget | None
-    wait: float  # [s] for which nothing is to be run, where it has decided to wait
-
-
-@runtime_checkable
-class Ranking(Protocol):
-    """A policy that knows of critical streams and promises, as `governor.Governor` does."""
-
-    def decide_among(
-        self, slack: float, queue: int, now: float, demand: Demand
-    ) -> tuple[Decision, Whom]:
-        """Decide where streams are not equal."""
-        ...
-
-    def at_most(self, level: int, batch: int) -> float:
-        """Say what a call takes now, almost surely [s]."""
-        ...
-
-    def expect(self, now: float) -> None:
-        """Have that be of a call made at this time [s]."""
-        ...
-
-
-@runtime_checkable
-class Knowing(Protocol):
-    """A policy that is told of the world: an oracle."""
-
-    def attach(self, ahead: "Ahead") -> None:
-        """Get to know it."""
-        ...
 
 
 class Profile(NamedTuple):
@@ -138,14 +66,6 @@ class Outcome(NamedTuple):
         total = sum(many * each for many, each in zip(self.refined, levels, strict=True))
         simple = self.samples - sum(self.refined) - self.missed
         return (total + mandatory * simple) / self.samples
-
-
-class Ahead(NamedTuple):
-    """What an oracle may look up, at the moment of a decision."""
-
-    finish: Callable[[int, int], float]  # [s] when a call at a level, for so many, would end
-    slow: Callable[[], float]  # [nats] of all levels, now
-    due: Callable[[int], float]  # [s] when the answer to a sample in the queue is due, by its place
 
 
 def patience(deadline: float) -> float:
@@ -210,7 +130,7 @@ class Day:
         if isinstance(policy, Looking):
             policy.dues = self.backlog.dues
         if isinstance(policy, Knowing):
-            policy.attach(Ahead(self.finish, self.slow_now, self.due))
+            policy.attach(Ahead(self.finish, self.slow_now, self.chill, self.due))
 
     # --- what an oracle may look up -------------------------------------------------------------
 
@@ -218,12 +138,15 @@ class Day:
         """How slow all is [nats]."""
         return self.slow[min(int(self.now / TICK), len(self.slow) - 1)]
 
+    def chill(self) -> float:
+        """What a call made now takes longer for the pause before it [nats]."""
+        return self.world.cold * coldness(self.now - self.ended)
+
     def cost(self, level: int, batch: int) -> float:
         """What a call made now takes [s]."""
         nominal = self.profile.costs[level][self.profile.of(batch)] * self.world.slower
         begun = next(iter(self.backlog)).number
-        chill = self.world.cold * coldness(self.now - self.ended)
-        return nominal * exp(self.slow_now() + self.noise[begun][level] + chill)
+        return nominal * exp(self.slow_now() + self.noise[begun][level] + self.chill())
 
     def finish(self, level: int, batch: int) -> float:
         """When it would end [s]."""

@@ -14,7 +14,8 @@ from adaptive.contest import MISS, OURS, QUALITY, SMALL
 from adaptive.decision import Decision
 from adaptive.governor import Governor
 from adaptive.policies import Alert, Margin, Static
-from adaptive.simulation import Looking, Policy, Profile
+from adaptive.policy import Looking, Policy
+from adaptive.simulation import Profile
 from adaptive.sinks import Result
 
 

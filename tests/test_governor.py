@@ -91,6 +91,7 @@ def test_where_one_call_at_the_highest_level_does_not_fit_for_all_two_calls_may(
     governor, (_, now) = Governor(), settled_state()
     governor.init([{b: cost * b**0.95 for b in (1, 2, 4, 8)} for cost in COSTS])
     governor.state, _ = settled_state()
+    governor.expect(now)
     first = governor.at_most(5, 4)
     slack = 0.5e-3 + first + governor.at_most(4, 4) + 1e-4
     assert governor.at_most(4, 8) < slack - 0.5e-3 < governor.at_most(5, 8)

@@ -9,8 +9,9 @@ from adaptive.backlog import Line
 from adaptive.contest import OURS, QUALITY
 from adaptive.decision import Decision
 from adaptive.live import Bench, table
+from adaptive.policy import Policy
 from adaptive.settings import Level, Model
-from adaptive.simulation import Policy, Profile
+from adaptive.simulation import Profile
 from adaptive.turns import Count, Schedule, Turns, contestants, order, possible
 
 PROFILE = Profile((1, 8), ((1.0, 4.0), (2.0, 8.0), (3.0, 16.0)), 0.0)
