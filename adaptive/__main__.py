@@ -178,6 +178,12 @@ def parser() -> argparse.ArgumentParser:
         help="of governor, simulated: by the recordings that are kept for final figures",
     )
     bench.add_argument(
+        "--alone",
+        action="store_true",
+        help="of governor, simulated: without other policies and without removing parts, which is "
+        "a fifth of the work",
+    )
+    bench.add_argument(
         "--seeds", type=int, default=20, help="of governor: worlds of each kind (20)"
     )
     bench.add_argument("--workers", type=int, default=2, help="of governor: processes (default 2)")

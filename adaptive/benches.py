@@ -19,7 +19,9 @@ def bench_machine(args: argparse.Namespace) -> int:
             "--channels, --samples, --seeds and --workers must be at least 1, --rate-hz at least 0"
         )
     if args.what == "governor" and args.simulate:
-        return contest_of_governors(args.seeds, samples, args.workers, args.held_out)
+        return contest_of_governors(
+            args.seeds, samples, args.workers, held_out=args.held_out, alone=args.alone
+        )
     model = settings_of(args.config)["model"]
     with bar("compiling", None) as advance:
 
@@ -49,13 +51,16 @@ def bench_machine(args: argparse.Namespace) -> int:
     return 0
 
 
-def contest_of_governors(seeds: int, samples: int, workers: int, held_out: bool) -> int:
+def contest_of_governors(
+    seeds: int, samples: int, workers: int, *, held_out: bool, alone: bool
+) -> int:
     """`adaptive bench governor --simulate`."""
     from adaptive import contest
 
+    names = contest.YARDSTICKS if alone else ()
     found, worlds = [], seeds * len(contest.SCENARIOS) * len(contest.SITES)
     with bar("living through", worlds) as advance:
-        for one in contest.outcomes(seeds, samples, workers=workers, held_out=held_out):
+        for one in contest.outcomes(seeds, samples, names, workers, held_out):
             found.append(one)
             advance()
     for table in contest.tables(found):

@@ -55,6 +55,7 @@ PROFILE = Profile(
 QUALITY = WORTH_MANDATORY, *(level.worth for level in LADDER)  # and of the levels
 MISS = 1e-3  # share of late answers that is accepted
 OURS, SMALL, MYOPIC, DIST = "governor", "static, smallest", "oracle: calls", "oracle: law"
+YARDSTICKS = OURS, SMALL, DIST, MYOPIC  # what a judgement of the governor needs
 
 
 class Without(Governor):

@@ -261,3 +261,5 @@ def test_the_command_prints_both_tables(capsys):
     printed = capsys.readouterr().out
     assert "the governor, by scenario and site" in printed
     assert "without tries" in printed
+    assert main(["bench", "governor", "--simulate", "--alone", *options]) == 0
+    assert "without tries" not in capsys.readouterr().out
