@@ -164,6 +164,7 @@ class Controller:
         self.due = [0] * streams  # samples since the last gradient step
         self._patience = int(OVERDUE * s.learn_every_samples) + 1
         self._overdue: deque[int] = deque()  # streams with so many, as they came
+        self.unsound: set[int] = set()  # streams whose newest estimate was of no numbers
         self._growth = np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
 
     @cached_property
@@ -232,6 +233,8 @@ class Controller:
         Returns:
             An estimate for each.
         """
+        while self.unsound:
+            self.engine.forget(self.unsound.pop())
         call = self.take(level, samples)
         return self.finish(call, self.engine.run(call.level, call.block))
 
@@ -243,7 +246,14 @@ class Controller:
         return Call(level, samples, block)
 
     def finish(self, call: Call, packed: Float[np.ndarray, "samples outputs"]) -> list[Estimate]:
-        """Make an estimate of each row that the program gave."""
+        """Make an estimate of each row that the program gave.
+
+        Where it gave something that is no number, that is the mandatory one, and the stream is
+        `unsound`: what the model keeps of it would give no numbers for ever (`Engine.forget`).
+        """
+        sound = np.all(np.isfinite(packed), axis=1)
+        if not np.all(sound):
+            packed = np.where(sound[:, None], packed, 0.0)
         out = {name: packed[:, place].reshape(shape) for name, place, shape in self._places}
         anchors = np.array([one.anchor for one in call.samples])[:, None]
         out["forecast"] = (out["forecast"] + anchors).astype(np.float32)
@@ -263,6 +273,9 @@ class Controller:
             surprise, cause = Surprise._make((*rank, part)), causes[part] if part >= 0 else ""
             said = surprise, cause, forecast, spread, Explanation._make((*why, encoder)), loss
             estimates.append(Estimate(one.stream, one.index, call.level, *said))
+        for n in np.flatnonzero(~sound).tolist():
+            estimates[n] = self.mandatory(call.samples[n])
+            self.unsound.add(call.samples[n].stream)
         return estimates
 
     def settle(

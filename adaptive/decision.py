@@ -29,6 +29,7 @@ from adaptive.slowdown import (
     widen,
 )
 
+PART = 0.25  # of those that wait: a higher level for fewer is not worth a call of their own
 RECENT = 0.05  # weight of the newest call in what is typical
 
 
@@ -226,7 +227,7 @@ def in_parts(
     higher, steeper = level, steep * each  # the next one
     for few in range(whole - 1, -1, -1):
         many = buckets[few]
-        if many * (gains[cap] - gains[level]) <= most:
+        if many < PART * queue or many * (gains[cap] - gains[level]) <= most:
             break  # it only gets less
         row, place = costs[few], bisect_left(buckets, queue - many)
         rounds = 1

@@ -43,6 +43,7 @@ class Engine:
         objective = s.objective if s.learn_every_samples else None
         self.programs = Programs(self.shape, s.ladder(), streams, self.layout, objective, params)
         self.numbers, self.learned, self.store = self.programs.start(params)
+        self._first = jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[0]), self.store)
         self._copies: Any = None  # of all streams, while calls are rehearsed
         self._kept: dict[str, np.ndarray] = {}
 
@@ -129,6 +130,16 @@ class Engine:
     def rehearsed(self) -> None:
         """Let go of the copies."""
         self._copies = None
+
+    def forget(self, stream: int) -> None:
+        """Have a stream begin anew; what the bank has learned in common stays."""
+
+        def begun(leaf: Any, first: np.ndarray) -> np.ndarray:
+            rows = np.array(leaf)
+            rows[stream] = first
+            return rows
+
+        self.store = programs.copied(jax.tree.map(begun, self.store, self._first))
 
     def learn(self, stream: int) -> bool:
         """Take one gradient step on the matured feedback of a stream, or prepare one.

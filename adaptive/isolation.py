@@ -307,6 +307,10 @@ class Remote:
         """As `Engine.learn`."""
         return self._wait("learn", stream)
 
+    def forget(self, stream: int) -> None:
+        """As `Engine.forget`."""
+        self._wait("forget", stream)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """As `Engine.arrays`."""
         return self._wait("arrays")

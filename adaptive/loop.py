@@ -199,6 +199,8 @@ class Loop:
     async def _step(self, bank: Bank) -> None:
         """Take the front of a bank's queue through the model."""
         clock = asyncio.get_running_loop().time
+        if bank.controller.unsound:
+            return await self._forget(bank, clock())
         before, backlog = clock(), bank.backlog
         due = bank.urgency()
         (level, batch, sure, after), whom = self._decide(bank, before)
@@ -237,6 +239,18 @@ class Loop:
         if engine.took is None:  # nobody else had a turn
             self.publisher.flush()
             await asyncio.sleep(0)
+
+    async def _forget(self, bank: Bank, now: float) -> None:
+        """Have a stream begin anew of which the model gave something that is no number."""
+        stream = bank.controller.unsound.pop()
+        name = self._members[id(bank), stream].stream.name
+        LOG.error("%s: the model gave something that is no number, and begins anew", name)
+        bank.governor.failed("unsound", now)
+        self._look(bank, now)
+        try:
+            await self._beside(bank, "forget", stream)
+        except RuntimeError as error:
+            self._break(error, now)
 
     def _look(self, bank: Bank, now: float) -> None:
         """Take note if the governor's mode has changed."""

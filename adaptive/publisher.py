@@ -87,6 +87,8 @@ class Publisher:
                 for one, estimate, new in zip(waiting, estimates, wanted, strict=True):
                     one.track.loss = estimate.loss
                     if new:
+                        if estimate.level == MANDATORY:
+                            one.track.counters.because("unsound")
                         self._estimated.append((one, estimate))
                 self._landed.popleft()
             while self._estimated:
@@ -109,8 +111,7 @@ class Publisher:
             return
         if waiting.track.landed:  # the older ones first
             self.flush()
-        reasons = waiting.track.counters.reasons
-        reasons[why] = reasons.get(why, 0) + 1
+        waiting.track.counters.because(why)
         self._hand_on(waiting, waiting.track.bank.controller.mandatory(waiting.queued), now)
 
     def simple_all(self, track: Track, now: float, why: str, last: Waiting | None = None) -> None:

@@ -25,8 +25,8 @@ class Counters:
         mandatory: Answered by the mandatory score alone.
         reasons: Why answers were mandatory: `unready` models, a model that was `behind` so that it
             was not waited for, `no_room` for it in the time there was, a `budget` that it was not
-            worth, a call that took `longer`, or time that was up while the sample had yet to be
-            taken: `waited`.
+            worth, a call that took `longer`, time that was up while the sample had yet to be
+            taken: `waited`, or a model that gave something that is no number: `unsound`.
         shed: Given up by a named policy, by its name.
         in_flight: Taken in and not yet answered.
         missing: Sequence numbers that never came (fewer again when they come late).
@@ -126,6 +126,10 @@ class Counters:
             self.missed += 1
             cause = "late" if published < 0.0 else "sink"
             self.causes[cause] = self.causes.get(cause, 0) + 1
+
+    def because(self, reason: str) -> None:
+        """Count why an answer is mandatory."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def give_up(self, reason: str, count: int = 1) -> None:
         """Count samples out that a policy has shed; `reason` names the policy."""

@@ -164,6 +164,39 @@ def test_the_answer_without_a_model_may_be_asked_for_at_any_time_and_changes_not
     np.testing.assert_equal(asked.snapshot(), silent.snapshot())
 
 
+def test_a_stream_of_which_the_model_makes_no_numbers_begins_anew_and_others_go_on(fresh):
+    values = some(80)
+    broken, plain = fresh(), fresh()
+    for controller in (broken, plain):
+        lived(controller, values[:40])
+        lived(controller, values[:40], stream=1)
+    arrays = broken.engine.arrays()
+    for name, array in arrays.items():
+        if "loss" in name:
+            arrays[name] = array = np.array(array)
+            array[0] = np.nan
+    broken.engine.load(arrays)
+    taken = [broken.arrive(n, values[40]) for n in (1, 0)]
+    sound, unsound = broken.refine(FULL, taken)
+    assert (sound.level, unsound.level) == (FULL, MANDATORY)
+    same(unsound, broken.mandatory(taken[1]))
+    assert broken.unsound == {0}
+    (same_sample,) = plain.refine(FULL, [plain.arrive(1, values[40])])
+    same(sound, same_sample)
+    # It is as if nothing had been there before; of the other everything is.
+    new = fresh()
+    both = [one.refine(FULL, [one.arrive(0, values[41])])[0] for one in (broken, plain)]
+    assert not broken.unsound
+    assert both[0].level == both[1].level == FULL
+    for place in ("count", "loss"):
+        got, first = (getattr(one.engine.bank, place)[0] for one in (broken, new))
+        assert np.isfinite(got).all()
+        if place == "count":
+            assert got == first + 1
+    others = lived(broken, values[41:], stream=1), lived(plain, values[41:], stream=1)
+    same(*others)
+
+
 @pytest.mark.slow
 def test_nothing_compiles_after_the_warm_up(fresh):
     controller = fresh()

@@ -51,6 +51,7 @@ class FakeController(Controller):
         self.learning = 0.001  # [s]
         self.alarming = set()  # values of the first channel that raise an alarm
         self.dismissed = set()  # those that would, had they not been dismissed
+        self.unsound, self.poisoned = set(), set()  # streams of which the model makes no numbers
 
     def arrive(self, stream, values, filled=None):
         self.counts[stream] += 1
@@ -78,6 +79,9 @@ class FakeController(Controller):
             self.log.append(("learn", self.now(), self.waiting))
             await asyncio.sleep(self.learning)
             return True
+        if name == "forget":
+            self.log.append(("forget", self.now(), *args))
+            return self.poisoned.discard(*args)
         level, block = args
         count = int((block[:, 0] >= 0).sum())
         self.took = self.times * self.nominal[level] * (0.75 + 0.25 * count)
@@ -88,7 +92,9 @@ class FakeController(Controller):
     def finish(self, call, packed):
         for one in call.samples:
             self.due[one.stream] += 1
-        return [self.estimate(one, call.level) for one in call.samples]
+        self.unsound |= self.poisoned & {one.stream for one in call.samples}
+        levels = [MANDATORY if one.stream in self.poisoned else call.level for one in call.samples]
+        return [self.estimate(*one) for one in zip(call.samples, levels, strict=True)]
 
     def settle(self, estimate, time, values):
         alarm = bool(values[0] in self.alarming)
@@ -578,6 +584,25 @@ def test_a_model_that_breaks_in_this_process_ends_the_loop(virtual_time):
     source = ListSource((STREAM,), samples(10), 0.01)
     with pytest.raises(ExceptionGroup, match="unhandled"):
         run(virtual_time, [source], [HeldSink()], controller=Broken())
+
+
+def test_a_stream_of_which_the_model_makes_no_numbers_begins_anew(virtual_time, caplog):
+    sink, controller, streams = HeldSink(), FakeController(2), many(2)
+    controller.poisoned.add(1)
+    items = tuple(sample(n, stream=one.name) for n in range(100) for one in streams)
+    source = ListSource(streams, items, 0.01)
+    net, _ = run(virtual_time, [source], [sink], streams=streams, controller=controller)
+    forgotten = [(time, stream) for what, time, stream, *_ in controller.log if what == "forget"]
+    assert [stream for _, stream in forgotten] == [1]
+    assert not controller.unsound
+    other, own = (net.tracks[one.name].counters for one in streams)
+    assert own.reasons == {"unsound": own.mandatory}
+    assert 1 <= own.mandatory <= 2
+    assert other.mandatory == 0
+    assert (own.full + own.mandatory, own.missed) == (100, 0)
+    assert "s1: the model gave something that is no number" in caplog.text
+    causes = [cause for _, _, cause in net.banks[0].changes]
+    assert causes[0] == "unsound"
 
 
 def many(count):
