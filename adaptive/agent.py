@@ -79,8 +79,8 @@ class Agent:
                 config.sinks,
                 prepare=self._prepare if self.process else None,
             )
-            self.health = Health(self.loop, self.process is not None)
             self.spending = Spending(config.governor, self.banks, self._processes)
+            self.health = Health(self.loop, self.process is not None, self.spending.memory)
             learns = bool(config.model.learn_every_samples)
             self._steps = sum(len(bank.controller.levels) + learns + 1 for bank in self.banks)
             if self.path:
@@ -196,18 +196,25 @@ class Agent:
             except RuntimeError as error:  # gone, failed, or begun anew: the loop will see to it
                 LOG.warning("no checkpoint: %s", error)
                 continue
-            await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
+            saved = await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
+            memory = self.spending.memory
+            memory.look(self._processes())
+            if saved and memory.high and memory.grown:
+                LOG.warning("the models are started anew, for the memory that they hold")
+                self.loop.renew()
 
     def _busy(self) -> bool:
         """Whether a sample waits for its model."""
         return any(bank.backlog or bank.taken for bank in self.banks)
 
-    def _save(self, path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+    def _save(self, path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> bool:
         with self._saving:
             try:
                 checkpoint.save(path, arrays, header, self.fingerprint())
             except checkpoint.CheckpointError as error:
                 LOG.error("no checkpoint: %s", error)
+                return False
+        return True
 
     # --- what outlives a restart ----------------------------------------------------------------
 

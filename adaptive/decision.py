@@ -71,6 +71,8 @@ class Settings:
         watts_per_core: What a busy core takes more than an idle one [W].
         battery_hours: How long a battery must last from when it is no longer charged [h]; 0: no
             matter.
+        memory_mb: What the agent may hold [MB]; 0: what its control group may. See
+            `adaptive.memory`.
     """
 
     epsilon: float = 1e-3
@@ -82,6 +84,7 @@ class Settings:
     power_w: float = 0.0
     watts_per_core: float = 3.0
     battery_hours: float = 0.0
+    memory_mb: float = 0.0
 
     def __post_init__(self):
         wanted = {
@@ -91,7 +94,7 @@ class Settings:
             "recover_ms": (0.0 < self.recover_ms <= self.recover_limit_ms, "in (0, its limit]"),
             "watts_per_core": (0.0 < self.watts_per_core < inf, "above 0; 1 to 10 is usual"),
         }
-        for name in ("cpu_share", "power_w", "battery_hours"):
+        for name in ("cpu_share", "power_w", "battery_hours", "memory_mb"):
             wanted[name] = 0.0 <= getattr(self, name) < inf, "above 0, or 0 for no such budget"
         for name, (good, what) in wanted.items():
             if not good:

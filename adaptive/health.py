@@ -10,6 +10,7 @@ from typing import Any
 from adaptive.garbage import Collections, Collector
 from adaptive.heartbeat import Heartbeat
 from adaptive.loop import Loop
+from adaptive.memory import Memory
 
 LOG = logging.getLogger(__name__)
 ASK = 5.0  # [s] between two questions to the process of the models
@@ -27,16 +28,18 @@ class Health:
         collector: Of this process.
         compiled: Programs that were compiled after the start, by name; there should be none.
         worker: The collections of the models' process; None before it was asked, and without one.
+        memory: What is held of what may be.
     """
 
-    def __init__(self, loop: Loop, apart: bool):
+    def __init__(self, loop: Loop, apart: bool, memory: Memory):
         """Begin with nothing.
 
         Args:
             loop: Of the agent.
             apart: Whether the models run in a process of their own.
+            memory: Is looked at elsewhere.
         """
-        self.loop, self.apart = loop, apart
+        self.loop, self.apart, self.memory = loop, apart, memory
         self.heartbeat = Heartbeat(self._rest)
         self.compiled: dict[str, int] = {}
         self.worker: Collections | None = None
@@ -98,6 +101,7 @@ class Health:
             ("compiled", f"{listed(self.compiled) or 'nothing'} after the start"),
             ("garbage", self.collector.told().text),
             *([("of models", self.worker.text)] if self.worker else []),
+            ("memory", str(self.memory)),
         ]
 
     def snapshot(self) -> dict[str, Any]:
@@ -106,6 +110,7 @@ class Health:
         return {f"lag_p{q:g}_ms": x if isfinite(x) else None for q, x in lag.items()} | {
             "stalls": self.heartbeat.stalls,
             "compiled": self.compiled,
+            "held_bytes": self.memory.held,
             "collections": self.collector.told()._asdict(),
             "collections_models": self.worker._asdict() if self.worker else None,
         }

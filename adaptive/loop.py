@@ -150,6 +150,12 @@ class Loop:
             self._look(bank, now)
         self._broken.set()
 
+    def renew(self) -> None:
+        """Have the models made anew, though nothing is wrong with them."""
+        if self.prepare and self.ready.is_set():
+            self.ready.clear()
+            self._broken.set()
+
     # --- in -------------------------------------------------------------------------------------
 
     async def _ingest(self, source: Source) -> None:

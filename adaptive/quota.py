@@ -34,21 +34,21 @@ def find(root: Path = ROOT) -> Quota | None:
     return min(found, key=lambda quota: quota.share, default=None)
 
 
-def folders(root: Path = ROOT) -> Iterator[Path]:
+def folders(root: Path = ROOT, controller: str = "cpu") -> Iterator[Path]:
     """The folders of the own groups and of those above them, of either version of cgroups."""
     groups = {}
     for line in lines(root / "proc/self/cgroup"):
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         if number == "0" and not controllers:
             groups["cgroup2"] = path
-        elif "cpu" in controllers.split(","):
+        elif controller in controllers.split(","):
             groups["cgroup"] = path
     for line in lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         own, mounted = before.split(" "), after.split(" ")
         if len(own) < 5 or len(mounted) < 3 or mounted[0] not in groups:
             continue
-        if mounted[0] == "cgroup" and "cpu" not in mounted[2].split(","):
+        if mounted[0] == "cgroup" and controller not in mounted[2].split(","):
             continue
         top = root / plain(own[4]).lstrip("/")
         yield top

@@ -1,4 +1,4 @@
-"""What an agent may spend, found and kept up to date while it runs: settings, quota, energy.
+"""What an agent may spend, found and kept up to date: settings, quota, energy, memory.
 
 The meters are read beside everything else; decisions only look at what was read last.
 """
@@ -13,6 +13,7 @@ from adaptive import energy, quota
 from adaptive.bank import Bank
 from adaptive.budget import Budget, described
 from adaptive.decision import Settings
+from adaptive.memory import HIGH, Memory
 from adaptive.meters import CpuMeter
 
 LOG = logging.getLogger(__name__)
@@ -44,11 +45,13 @@ class Spending:
         """
         self.settings, self.banks, self.root = settings, banks, root
         self.budget = Budget(CpuMeter(processes), settings.watts_per_core)
+        self.processes, self.memory = processes, Memory(1e6 * settings.memory_mb or inf, root)
         self.rapl = energy.Rapl(root)
         self.quota: quota.Quota | None = None
         self.battery: energy.Battery | None = None
         self._unplugged = self._measured = -inf  # [s]
-        self._left_out, self._said = 0, -inf
+        self._left_out = 0
+        self._said = self._told = -inf  # [s] that a budget is too small, and that memory is
         if settings.cpu_share:
             self.budget.limit("cpu", settings.cpu_share)
         if settings.power_w:
@@ -77,6 +80,8 @@ class Spending:
                 if self.settings.battery_hours:  # some take a while to say what they have left
                     left = await asyncio.to_thread(energy.battery, self.root)
             self.take(clock(), self.rapl.joules(), found, left)
+            if turn % SELDOM == 0 and (not ready or ready.is_set()):  # their process is grown up
+                self.remember(clock())
             turn += 1
             await asyncio.sleep(EVERY)
 
@@ -116,6 +121,26 @@ class Spending:
                 left_out - self._left_out,
             )
             self._left_out = left_out
+
+    def remember(self, now: float) -> None:
+        """Look at what is held.
+
+        Args:
+            now: [s].
+        """
+        memory = self.memory
+        memory.look(self.processes())
+        if memory.high and now - self._told > HOUR:
+            self._told = now
+            LOG.warning(
+                "the agent holds %.0f MB, more than %.0f %% of the %.0f that it may. %s",
+                1e-6 * memory.held,
+                100 * HIGH,
+                1e-6 * memory.allowed,
+                "Its models are started anew at the next checkpoint, if there is one."
+                if memory.grown
+                else "Allow more, or have fewer streams or smaller memories (model.levels).",
+            )
 
     def _tell(self, found: quota.Quota | None) -> None:
         """Take up a quota, and tell the governors whether anything is limited."""

@@ -217,8 +217,10 @@ def test_checkpoints_are_made_while_it_runs_and_a_failure_does_not_stop_it(
         if len(saved) == 2:  # the folder is gone: someone tidied up
             path.unlink()
             folder.rmdir()
-        keep(self, path, arrays, header)
+        there = keep(self, path, arrays, header)
+        assert there == (len(saved) != 2)
         folder.mkdir(exist_ok=True)
+        return there
 
     agent._save = save.__get__(agent)
     virtual_time.run(agent.run())
@@ -248,6 +250,11 @@ def test_saving_waits_for_a_save_that_is_under_way(tmp_path, monkeypatch):
     assert together == [1, 1, 1]
 
 
+async def until(condition):
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "saved"), [(signal.SIGKILL, True), (signal.SIGSTOP, False)])
 def test_answers_go_on_when_the_process_of_the_models_dies_or_hangs(tmp_path, caplog, how, saved):
@@ -269,10 +276,6 @@ def test_answers_go_on_when_the_process_of_the_models_dies_or_hangs(tmp_path, ca
     )
     (track,), loop = agent.tracks.values(), agent.loop
     at = dict[str, int]()  # how many had been refined, and answered by the mandatory score
-
-    async def until(condition):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
     async def refined(more):
         had = track.counters.full
@@ -312,6 +315,51 @@ def test_answers_go_on_when_the_process_of_the_models_dies_or_hangs(tmp_path, ca
     assert (at["seen"] > at["since"] + 200) == saved
     # It was noticed, and there again, soon.
     assert track.counters.reasons.get("waited", 0) < 300
+
+
+@pytest.mark.slow
+def test_models_whose_process_has_grown_too_large_are_started_anew_as_they_were(tmp_path, caplog):
+    about = {"checkpoint_path": str(tmp_path / "state"), "checkpoint_every_s": 0.5}
+    agent = Agent(
+        config.parse(
+            {
+                "agent": about | {"deadline_ms": 50.0},
+                "model": SMALL,
+                "source": [{"kind": "simulated-ecg", "sampling_rate_hz": 100.0}],
+                "sink": [],
+            },
+            "test",
+        )
+    )
+    (track,), loop, memory = agent.tracks.values(), agent.loop, agent.spending.memory
+    first = agent.process.child.pid
+
+    async def main():
+        running = asyncio.create_task(agent.run())
+        async with asyncio.timeout(120.0):
+            await until(lambda: track.counters.full >= 300)
+            # As if it had held nothing when the models were ready.
+            memory.allowed, memory._first = 1.05 * memory.held, {first: 0}
+            await until(lambda: agent.process.child.pid != first and loop.ready.is_set())
+            again, had = agent.process.child.pid, track.counters.full
+            await until(lambda: track.counters.full >= had + 200)  # and four checkpoints later
+            assert agent.process.child.pid == again
+            async with loop.model:
+                arrays = await agent.banks[0].controller.engine.beside("arrays")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return max(int(a.max()) for name, a in arrays.items() if name.endswith(".count"))
+
+    seen = asyncio.run(main())
+    loop.check()
+    assert seen > 300 + 200 - 60  # what it knew at the checkpoint, half a second ago at most
+    counters = track.counters
+    assert counters.received == counters.full + counters.mandatory + sum(counters.shed.values())
+    assert counters.missed <= 0.01 * counters.received
+    assert agent.banks[0].governor.cause == ""
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("for the memory that they hold" in line for line in said) == 1
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import json
 import logging
+from math import inf
 
 import pytest
 
@@ -15,6 +16,7 @@ from adaptive.governor import Governor
 from adaptive.health import Health
 from adaptive.isolation import Lost
 from adaptive.loop import Loop
+from adaptive.memory import Memory
 from adaptive.settings import Model
 from sensors.sample import Stream
 from sensors.transforms import Chain
@@ -56,7 +58,7 @@ def run(virtual_time, one, seconds):
 
 @pytest.mark.slow
 def test_what_was_compiled_after_the_start_is_warned_of_once(loop, virtual_time, caplog):
-    engine, one = loop.banks[0].controller.engine, Health(loop, True)
+    engine, one = loop.banks[0].controller.engine, Health(loop, True, Memory(inf))
     engine.said = {"jit(late)": 2}
     with caplog.at_level(logging.WARNING):
         run(virtual_time, one, 3.5 * health.ASK)
@@ -76,7 +78,7 @@ def test_what_was_compiled_after_the_start_is_warned_of_once(loop, virtual_time,
 
 @pytest.mark.slow
 def test_an_agent_whose_models_are_gone_says_what_it_knows(loop, virtual_time, monkeypatch):
-    one = Health(loop, True)
+    one = Health(loop, True, Memory(inf))
     monkeypatch.setattr(loop.banks[0].controller.engine, "lost", True)
     run(virtual_time, one, 2.5 * health.ASK)
     assert one.worker is None
@@ -85,7 +87,7 @@ def test_an_agent_whose_models_are_gone_says_what_it_knows(loop, virtual_time, m
 
 
 def test_what_never_ran_can_be_told_too():
-    one = Health(Loop([], {}, []), False)
+    one = Health(Loop([], {}, []), False, Memory(inf))
     assert json.loads(json.dumps(one.snapshot(), allow_nan=False))["lag_p50_ms"] is None
 
 
