@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from adaptive.telemetry import Counters
 from sensors.driver import driver
 
 LOG = logging.getLogger(__name__)
+RENEW = 3600.0  # [s] between two starts of the models for the memory that they hold
 
 
 class Agent:
@@ -115,6 +117,8 @@ class Agent:
         """
         started, again = asyncio.get_running_loop().time(), self._done == self._steps
         if again and self.process:
+            self.process.child.kill()
+            await asyncio.to_thread(self.process.child.wait)  # it takes a large one a while to end
             self.process.restart()
             await asyncio.to_thread(self._take_up)
         for number, bank in enumerate(self.banks):
@@ -187,6 +191,7 @@ class Agent:
                 self.close()
 
     async def _save_regularly(self, path: Path) -> None:
+        renewed = -inf
         while True:
             await asyncio.sleep(self.config.agent.checkpoint_every_s)
             await self.loop.ready.wait()
@@ -197,10 +202,12 @@ class Agent:
                 LOG.warning("no checkpoint: %s", error)
                 continue
             saved = await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
-            memory = self.spending.memory
+            del taken  # it holds as much as the models
+            memory, now = self.spending.memory, asyncio.get_running_loop().time()
             memory.look(self._processes())
-            if saved and memory.high and memory.grown:
+            if saved and memory.high and memory.grown and now - renewed > RENEW:
                 LOG.warning("the models are started anew, for the memory that they hold")
+                renewed = now
                 self.loop.renew()
 
     def _busy(self) -> bool:

@@ -258,6 +258,12 @@ class Budget:
         self.price, self.stopped = price, False
         return price
 
+    def leave_out(self, now: float) -> None:
+        """Book nothing of what was spent since the last look."""
+        self._now, self._total = now, self.meter()
+        if self.window:
+            self.window.add(self._total, now)
+
     def measured(self, joules: float) -> None:
         """Put right what was booked since this was called last.
 

@@ -233,8 +233,9 @@ class Controller:
         Returns:
             An estimate for each.
         """
-        while self.unsound:
-            self.engine.forget(self.unsound.pop())
+        if self.unsound:
+            self.engine.forget(sorted(self.unsound))
+            self.unsound.clear()
         call = self.take(level, samples)
         return self.finish(call, self.engine.run(call.level, call.block))
 

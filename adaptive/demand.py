@@ -47,15 +47,19 @@ class Demand(NamedTuple):
 class Needs:
     """What calls for special streams take, and whether critical ones had all that they want."""
 
-    def __init__(self, top: int, relief: float):
+    def __init__(self, top: int, relief: float, critical: int, promised: int):
         """Know of none yet.
 
         Args:
             top: The highest level.
             relief: How long the others are kept low after critical streams had less than that [s].
+            critical: How many streams are.
+            promised: How many streams have a promise.
         """
         self.top, self.relief = top, relief
-        self._sizes = {CRITICAL: 0, PRESSED: 0}  # of the last groups
+        self._streams = {CRITICAL: critical, PRESSED: promised}
+        # Who said what calls for the last groups take, and how many may come at once again.
+        self._last: dict[Whom, tuple[Callable[[int, int], float], int]] = {}
         self._strained = -inf  # [s] until then the others get the cheapest level
 
     def demand(
@@ -77,9 +81,11 @@ class Needs:
         """
         room = patience
         for whom, level, group in ((CRITICAL, self.top, critical), (PRESSED, 0, pressed)):
-            size = self._sizes[whom] = group.size or self._sizes[whom]
-            if size:  # as many may come again, and take what such a call takes now
-                room = min(room, patience - at_most(level, size))
+            if group.size:
+                self._last[whom] = at_most, min(group.size, self._streams[whom])
+            if whom in self._last:  # they may come again, and take what such a call takes now
+                takes, size = self._last[whom]
+                room = min(room, patience - takes(level, size))
         return Demand(critical, pressed, room, now < self._strained)
 
     def decided(self, demand: Demand, level: int, now: float) -> None:

@@ -131,12 +131,12 @@ class Engine:
         """Let go of the copies."""
         self._copies = None
 
-    def forget(self, stream: int) -> None:
-        """Have a stream begin anew; what the bank has learned in common stays."""
+    def forget(self, streams: Sequence[int]) -> None:
+        """Have streams begin anew; what the bank has learned in common stays."""
 
         def begun(leaf: Any, first: np.ndarray) -> np.ndarray:
             rows = np.array(leaf)
-            rows[stream] = first
+            rows[list(streams)] = first
             return rows
 
         self.store = programs.copied(jax.tree.map(begun, self.store, self._first))

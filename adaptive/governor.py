@@ -10,6 +10,7 @@ the deadline, of the levels that are in time the one is taken that is worth most
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import exp, inf
 
 from adaptive.budget import Budget, Offer, offer
@@ -93,7 +94,8 @@ class Governor:
 
         apart = self.budget is not None and self.budget.price > 0.0
         about = len(ladder.log_costs[0]) - 1, ladder.buckets, slack, queue, demand
-        decision, whom = decide_among(pick, self.at_most, *about, apart=apart)
+        takes = partial(at_most, ladder, before)  # whatever has been picked
+        decision, whom = decide_among(pick, takes, *about, apart=apart)
         if whom == EVERYONE and decision.after == -inf:
             self.state = self.state._replace(budget=slack - ladder.guard)
         if self.budget is not None:

@@ -307,9 +307,9 @@ class Remote:
         """As `Engine.learn`."""
         return self._wait("learn", stream)
 
-    def forget(self, stream: int) -> None:
+    def forget(self, streams: Sequence[int]) -> None:
         """As `Engine.forget`."""
-        self._wait("forget", stream)
+        self._wait("forget", list(streams))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As `Engine.arrays`."""

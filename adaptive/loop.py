@@ -70,7 +70,9 @@ class Loop:
         self._special = min((track.deadline for track in ranked), default=inf)
         top = max((len(bank.controller.levels) for bank in banks), default=1) - 1
         relief = min((bank.governor.settings.recover_ms for bank in banks), default=0.0)
-        self._needs = Needs(top, 1e-3 * relief)
+        promised = sum(track.line.rank.firm[0] > 0 for track in ranked)
+        critical = sum(track.line.rank.critical for track in ranked)
+        self._needs = Needs(top, 1e-3 * relief, critical, promised)
         self._wake = asyncio.Event()
         self._reading = 0
         self.model = asyncio.Lock()  # held while a model is at work
@@ -124,10 +126,10 @@ class Loop:
                 failures += 1
             else:
                 self._since = clock()
+                self._broken.clear()  # whatever was wrong with those of before
                 self.ready.set()
                 self._wake.set()
                 await self._broken.wait()
-                self._broken.clear()
                 failures = failures + 1 if clock() - self._since < RETRY_CAP else 0
             if failures:
                 await asyncio.sleep(pause(failures, self._rng))
@@ -141,20 +143,25 @@ class Loop:
         if not self.prepare:
             raise error
         LOG.error("%s. Until the models are back, answers are mandatory.", error)
-        self.ready.clear()
+        self._do_without(now)
         for bank in self.banks:
             bank.governor.failed("worker", now)
-            for waiting in (*bank.taken, *bank.backlog):
-                self.publisher.simple(waiting, now, "unready")
             bank.taken = []
             self._look(bank, now)
-        self._broken.set()
 
     def renew(self) -> None:
         """Have the models made anew, though nothing is wrong with them."""
         if self.prepare and self.ready.is_set():
-            self.ready.clear()
-            self._broken.set()
+            self._do_without(asyncio.get_running_loop().time())
+
+    def _do_without(self, now: float) -> None:
+        """Answer what waits without the models, until they have been made anew."""
+        self.ready.clear()
+        for bank in self.banks:
+            bank.controller.unsound.clear()  # what they are made of was sound
+            for waiting in (*bank.taken, *bank.backlog):
+                self.publisher.simple(waiting, now, "unready")
+        self._broken.set()
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -247,14 +254,17 @@ class Loop:
             await asyncio.sleep(0)
 
     async def _forget(self, bank: Bank, now: float) -> None:
-        """Have a stream begin anew of which the model gave something that is no number."""
-        stream = bank.controller.unsound.pop()
-        name = self._members[id(bank), stream].stream.name
-        LOG.error("%s: the model gave something that is no number, and begins anew", name)
-        bank.governor.failed("unsound", now)
-        self._look(bank, now)
+        """Have streams begin anew of which the model gave something that is no number."""
+        self.publisher.flush()  # all that the model has given so far
+        streams = sorted(bank.controller.unsound)
+        bank.controller.unsound.clear()
+        names = ", ".join(self._members[id(bank), stream].stream.name for stream in streams)
+        LOG.error("%s: the model gave something that is no number, and begins anew", names)
+        if bank.governor.cause != "unsound":  # several at about the same time are one failure
+            bank.governor.failed("unsound", now)
+            self._look(bank, now)
         try:
-            await self._beside(bank, "forget", stream)
+            await self._beside(bank, "forget", streams)
         except RuntimeError as error:
             self._break(error, now)
 

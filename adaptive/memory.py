@@ -74,8 +74,9 @@ class Memory:
 
     @property
     def grown(self) -> bool:
-        """Whether so much of it has come since the models were ready that a start gives it back."""
-        return self._models - sum(self._first.values()) > GROWN * self.allowed
+        """Whether so much has come since the models were ready that without it all were well."""
+        more = self._models - sum(self._first.values())
+        return more > GROWN * self.allowed and self.held - more <= HIGH * self.allowed
 
     def __str__(self) -> str:
         """What is said of it."""

@@ -316,7 +316,7 @@ class Oracle(Expecting):
     def decide_among(
         self, slack: float, queue: int, now: float, demand: Demand
     ) -> tuple[Decision, Whom]:
-        """As `Ranking`: by the same rules as the governor, with what is known here."""
+        """As `Ranking`, where only time is short: by the governor's rules."""
 
         def pick(left: float, many: int, most: int | None, later: bool) -> Decision:
             return self.fitting(left, many, now, most, later=later)
@@ -336,13 +336,13 @@ class Oracle(Expecting):
         top = len(self.nominal) - 1 if most is None else most
         for size in range(whole, -1, -1):
             batch = min(queue, sizes[size])
-            left = queue - batch
+            left, due = queue - batch, self.ahead.due(batch) if later else now + slack
             for level in range(top, -1, -1):
                 end = self.end(level, batch, now)
                 rest = self.rest(left) if left else 0.0
                 if end > now + slack or (level == 0 and size < whole):
                     continue
-                if level == 0 or end + rest <= self.ahead.due(batch):
+                if level == 0 or end + rest <= due:
                     return Decision(level, batch)
         known = self.dues if later else None
         dues, best, found = known() if known else [now + slack] * queue, 0.0, Decision(-1, queue)

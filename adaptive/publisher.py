@@ -70,7 +70,8 @@ class Publisher:
             packed: As its engine gave it.
         """
         self.flush()
-        wanted = [self._settled(waiting, refined=True) for waiting in bank.taken]
+        sound = np.all(np.isfinite(packed), axis=1).tolist()
+        wanted = [self._settled(one, refined=ok) for one, ok in zip(bank.taken, sound, strict=True)]
         for waiting, new in zip(bank.taken, wanted, strict=True):
             waiting.track.landed += new
         self._landed.append(Landed(bank, call, packed, bank.taken, wanted))

@@ -113,7 +113,9 @@ class Day:
         self.most = 2 * max(QUEUE // len(self.lines), QUEUE_LEAST)
         special = [d for d, k in zip(deadlines, streams, strict=True) if ranks[k].special]
         self.special, self.shortest = min(special, default=inf), patience(min(deadlines))
-        self.needs = Needs(self.levels - 1, RELIEF)
+        critical = sum(rank.critical for rank in ranks)
+        promised = sum(rank.firm[0] > 0 for rank in ranks)
+        self.needs = Needs(self.levels - 1, RELIEF, critical, promised)
         self.now, self.seen = self.arrivals[0], 0
         self.refined, self.best = [0] * self.levels, 0
         self.late = self.tried = self.missed = self.learned = self.taken = self.skipped = (

@@ -79,6 +79,8 @@ class Spending:
                 found = quota.find(self.root)
                 if self.settings.battery_hours:  # some take a while to say what they have left
                     left = await asyncio.to_thread(energy.battery, self.root)
+            if ready and not ready.is_set():  # the models are made anew
+                self.budget.leave_out(clock())
             self.take(clock(), self.rapl.joules(), found, left)
             if turn % SELDOM == 0 and (not ready or ready.is_set()):  # their process is grown up
                 self.remember(clock())

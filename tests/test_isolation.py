@@ -85,8 +85,8 @@ def test_an_engine_in_another_process_does_what_one_here_does(process):
             np.testing.assert_array_equal(got, here.run(level, block))
             assert await there.beside("learn", 0) == here.learn(0)
             if n == 3:
-                await there.beside("forget", 0)
-                here.forget(0)
+                await there.beside("forget", [0])
+                here.forget([0])
 
     asyncio.run(main())
     # The same state, and it can be taken back and forth.
@@ -248,7 +248,7 @@ def test_after_the_start_nothing_is_compiled_whatever_an_agent_asks_for(process,
                 assert len(await there.beside("run", level, block)) == many
         for n in range(8):  # of many streams some only gather
             await there.beside("learn", n % streams)
-        await there.beside("forget", streams - 1)
+        await there.beside("forget", [streams - 1])
         await there.beside("run", 0, block)
         kept = await there.beside("keep")
         for name in kept:

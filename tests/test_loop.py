@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from adaptive import loop as loop_module
 from adaptive import outlet as outlet_module
-from adaptive.backlog import Line, Rank
+from adaptive.backlog import RECENT, Line, Rank
 from adaptive.bank import Bank, Track
 from adaptive.budget import Budget
 from adaptive.controller import MANDATORY, Answer, Call, Controller, Estimate, Queued
-from adaptive.decision import Decision, Settings
+from adaptive.decision import Decision, Mode, Settings
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
 from adaptive.isolation import Lost
@@ -67,7 +67,7 @@ class FakeController(Controller):
         assert 0 < len(taken) <= 128
         self.waiting -= len(taken)
         block = empty_block(2, len(taken))
-        block[: len(taken), 0] = 0.0
+        block[: len(taken), 0] = [one.stream for one in taken]
         return Call(level, taken, block)
 
     @property
@@ -81,19 +81,21 @@ class FakeController(Controller):
             return True
         if name == "forget":
             self.log.append(("forget", self.now(), *args))
-            return self.poisoned.discard(*args)
+            return self.poisoned.difference_update(*args)
         level, block = args
         count = int((block[:, 0] >= 0).sum())
         self.took = self.times * self.nominal[level] * (0.75 + 0.25 * count)
         await asyncio.sleep(self.took)
         self.log.append(("refine", self.now(), level, count))
-        return np.zeros((count, 1), np.float32)
+        poisoned = np.isin(block[:count, :1], list(self.poisoned))
+        return np.where(poisoned, np.nan, 0.0).astype(np.float32)
 
     def finish(self, call, packed):
         for one in call.samples:
             self.due[one.stream] += 1
-        self.unsound |= self.poisoned & {one.stream for one in call.samples}
-        levels = [MANDATORY if one.stream in self.poisoned else call.level for one in call.samples]
+        wrong = np.isnan(packed[:, 0])
+        self.unsound |= {one.stream for one, bad in zip(call.samples, wrong, strict=True) if bad}
+        levels = [MANDATORY if bad else call.level for bad in wrong]
         return [self.estimate(*one) for one in zip(call.samples, levels, strict=True)]
 
     def settle(self, estimate, time, values):
@@ -576,6 +578,49 @@ def test_models_that_break_are_made_anew_while_mandatory_answers_go_on(virtual_t
     assert times.max() <= DEADLINE
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["lives", "dies of it"])
+def test_models_that_are_renewed_are_made_once_and_meanwhile_answers_are_mandatory(
+    virtual_time, dies
+):
+    class Mortal(FakeController):
+        async def beside(self, name, *args):
+            found = await super().beside(name, *args)
+            if dies and renewed and self.now() < renewed[0] + 0.01:
+                raise Lost("the kernel took it")
+            return found
+
+    made, renewed, sink, controller = [], [], HeldSink(), Mortal(costs=(0.002, 0.003, 0.004))
+    # Two come at once: with one at work the other waits, and the last come when it is renewed.
+    items = tuple(sample(n, n // 2 / 100) for n in range(402))
+
+    async def prepare():
+        await asyncio.sleep(0.4)
+        made.append(controller.now())
+
+    async def main():
+        net = build([ListSource((STREAM,), items, 0.005)], [sink], controller=controller,
+                    prepare=prepare)  # fmt: skip
+
+        def renew():
+            net.renew()
+            renewed.append(controller.now())
+
+        asyncio.get_running_loop().call_later(1.0005, renew)
+        await net.run()
+        net.check()
+        return net
+
+    net = virtual_time.run(main())
+    assert len(made) == 2
+    assert [result.sample.sequence for result in sink] == list(range(402))
+    counters = net.tracks["ecg"].counters
+    assert counters.missed == 0
+    assert not counters.shed
+    assert counters.full + counters.mandatory == 402
+    assert 2 * 70 <= counters.reasons["unready"] <= 300  # twice .4 s, and a pause before
+    assert [cause for _, _, cause in net.banks[0].changes][:1] == ["worker"] * dies
+
+
 def test_a_model_that_breaks_in_this_process_ends_the_loop(virtual_time):
     class Broken(FakeController):
         async def beside(self, name, *args):
@@ -586,23 +631,31 @@ def test_a_model_that_breaks_in_this_process_ends_the_loop(virtual_time):
         run(virtual_time, [source], [HeldSink()], controller=Broken())
 
 
-def test_a_stream_of_which_the_model_makes_no_numbers_begins_anew(virtual_time, caplog):
-    sink, controller, streams = HeldSink(), FakeController(2), many(2)
-    controller.poisoned.add(1)
+def test_streams_of_which_the_model_makes_no_numbers_begin_anew_at_once(virtual_time, caplog):
+    # Samples wait at any moment: when it is noticed the next call is at work already.
+    sink, streams = HeldSink(), many(8)
+    controller = FakeController(8, costs=(1e-4, 2e-4, 4e-4))
+    controller.poisoned |= {1, 5}
     items = tuple(sample(n, stream=one.name) for n in range(100) for one in streams)
-    source = ListSource(streams, items, 0.01)
-    net, _ = run(virtual_time, [source], [sink], streams=streams, controller=controller)
-    forgotten = [(time, stream) for what, time, stream, *_ in controller.log if what == "forget"]
-    assert [stream for _, stream in forgotten] == [1]
+    source, ranks = ListSource(streams, items, 5e-4), (Rank(), Rank(firm=(1, 2)), *[Rank()] * 6)
+    net, _ = run(
+        virtual_time, [source], [sink],
+        streams=streams, controller=controller, ranks=ranks,
+    )  # fmt: skip
+    forgotten = [entry[2] for entry in controller.log if entry[0] == "forget"]
+    assert sorted(sum(forgotten, [])) == [1, 5]
     assert not controller.unsound
-    other, own = (net.tracks[one.name].counters for one in streams)
-    assert own.reasons == {"unsound": own.mandatory}
-    assert 1 <= own.mandatory <= 2
-    assert other.mandatory == 0
-    assert (own.full + own.mandatory, own.missed) == (100, 0)
-    assert "s1: the model gave something that is no number" in caplog.text
-    causes = [cause for _, _, cause in net.banks[0].changes]
-    assert causes[0] == "unsound"
+    for number, one in enumerate(streams):
+        counters, line = net.tracks[one.name].counters, net.tracks[one.name].line
+        assert counters.full + counters.mandatory == 100
+        if number in (1, 5):
+            assert 1 <= counters.reasons["unsound"] <= 3
+            assert line.share < 1.0 - 0.5 * RECENT * 0.98**100  # it counts as not refined
+        else:
+            assert "unsound" not in counters.reasons
+    assert "the model gave something that is no number" in caplog.text
+    modes = [mode for _, mode, cause in net.banks[0].changes if cause == "unsound"]
+    assert modes == [Mode.DEGRADED]
 
 
 def many(count):
