@@ -337,10 +337,8 @@ class Loop:
         There is, if what comes during the step can still be refined in time. Where something waits
         at any moment, as with many streams, time is made for steps that are overdue.
         """
-        waiting, now = (
-            [bank for bank in self.banks if bank.backlog],
-            asyncio.get_running_loop().time(),
-        )
+        now = asyncio.get_running_loop().time()
+        waiting = [bank for bank in self.banks if bank.backlog]
         for bank in self.banks if self.ready.is_set() else ():
             stream = bank.controller.learning_due(overdue=bool(waiting))
             if stream is None:

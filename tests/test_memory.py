@@ -85,13 +85,16 @@ def test_a_start_anew_is_worth_it_where_the_models_process_has_grown(tree):
 
 
 def test_too_much_is_said_once_an_hour_and_what_to_do(tree, caplog):
-    root = tree(holds(os.getpid(), 95) | holds(5, 4))
+    root = tree(holds(os.getpid(), 70) | holds(5, 10))
     spending = Spending(Settings(memory_mb=100.0), (), lambda: [5], root)
     with caplog.at_level(logging.WARNING):
-        for now in (0.0, 1.0, 3599.0):
+        spending.remember(0.0)
+        assert not caplog.records
+        tree(holds(os.getpid(), 89))
+        for now in (1.0, 2.0, 3600.0):
             spending.remember(now)
         assert len(caplog.records) == 1
-        tree(holds(5, 4 + 100 * GROWN + 1))
+        tree(holds(os.getpid(), 70) | holds(5, 10 + 100 * GROWN + 11))
         spending.remember(3602.0)
     first, second = (record.getMessage() for record in caplog.records)
     assert f"holds 99 MB, more than {100 * HIGH:.0f} % of the 100 that it may" in first

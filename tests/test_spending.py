@@ -77,6 +77,35 @@ def test_a_quota_that_changes_while_the_agent_runs_is_seen_within_about_a_second
     assert virtual_time.run(live()) == [None, pytest.approx(QUOTA_MOST * 0.02), None]
 
 
+def test_what_it_takes_to_make_the_models_anew_is_of_no_budget(tmp_path, virtual_time):
+    spending, _ = made(tmp_path, cpu_share=0.5)
+    spent = [0.0]
+    spending.budget.meter = lambda: spent[0]
+
+    async def main():
+        ready = asyncio.Event()
+        running = asyncio.create_task(spending.run(ready))
+        await asyncio.sleep(5.0)
+        spent[0] += 6.0  # at first
+        ready.set()
+        await asyncio.sleep(1.1)
+        ready.clear()
+        for _ in range(5):  # and when they were made anew
+            spent[0] += 1.0
+            await asyncio.sleep(1.0)
+        ready.set()
+        await asyncio.sleep(1.1)
+        cheap = spending.budget.price
+        spent[0] += 1.0
+        await asyncio.sleep(1.1)
+        running.cancel()
+        return cheap
+
+    assert virtual_time.run(main()) == 0.0
+    assert spending.budget.accounts["cpu"].spent == pytest.approx(1.0)
+    assert spending.budget.price > 0.0
+
+
 def test_a_window_outlives_readings_of_the_same_quota(tmp_path):
     spending, _ = made(tmp_path)
     spending.take(0.0, None, Quota(0.05, 0.1), None)
