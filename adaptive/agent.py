@@ -204,8 +204,10 @@ class Agent:
             saved = await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
             del taken  # it holds as much as the models
             memory, now = self.spending.memory, asyncio.get_running_loop().time()
+            if not (saved and self.loop.ready.is_set()):  # their process is not grown up
+                continue
             memory.look(self._processes())
-            if saved and memory.high and memory.grown and now - renewed > RENEW:
+            if memory.high and memory.grown and now - renewed > RENEW:
                 LOG.warning("the models are started anew, for the memory that they hold")
                 renewed = now
                 self.loop.renew()

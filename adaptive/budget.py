@@ -17,7 +17,7 @@ from typing import NamedTuple
 from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY, Ladder, Row
 
 MANDATORY, SKIP, WAIT = -1, -2, -3  # in place of a level, see `adaptive.decision.Decision`
-MEMORY = WORTH_MANDATORY  # of the model, of a sample that is worth no answer
+MEMORY = WORTH_MANDATORY  # what it is worth that a sample is not left out of the model's memory
 PRICE_MOST = log(1000.0)  # ln(1 + price); nothing is worth so much
 REPAY = 4.0  # [s] within which what was spent too much, or saved, is made up for
 # How long it takes to become dear when twice the budget is spent [s], and how much may be saved or

@@ -35,7 +35,12 @@ def find(root: Path = ROOT) -> Quota | None:
 
 
 def folders(root: Path = ROOT, controller: str = "cpu") -> Iterator[Path]:
-    """The folders of the own groups and of those above them, of either version of cgroups."""
+    """The folders of the own groups and of those above them, of either version of cgroups.
+
+    Args:
+        root: Below which `proc` and what is mounted are looked for.
+        controller: Of what is limited; in the first version each has groups of its own.
+    """
     groups = {}
     for line in lines(root / "proc/self/cgroup"):
         number, controllers, path = (*line.split(":", 2), "", "")[:3]

@@ -68,14 +68,14 @@ def afford(
     if exempt:
         price = 0.0
     if price > 0.0 and level >= 0:
-        worth = max(choose(offer, size, batch, level, price), 0)
+        bought = max(choose(offer, size, batch, level, price), 0)
         if size > 0 and batch < sizes[size]:
             # A batch size that is filled costs less than the next one that is not.
-            smaller = offer.costs[size - 1][worth] / sizes[size - 1]
-            if smaller < offer.costs[size][worth] / batch:
+            smaller = offer.costs[size - 1][bought] / sizes[size - 1]
+            if smaller < offer.costs[size][bought] / batch:
                 size, batch = size - 1, sizes[size - 1]
-        if shared(offer, sizes, worth, size, batch) > EARNS:
-            dear = max(margin, 1.0 / LEISURE) * cost(worth, min(size + 1, len(sizes) - 1))
+        if shared(offer, sizes, bought, size, batch) > EARNS:
+            dear = max(margin, 1.0 / LEISURE) * cost(bought, min(size + 1, len(sizes) - 1))
             spare = slack - dear * (price + CHEAP) / price
             if spare > NAP:
                 return WAIT, 0, max(0.5 * spare, NAP)
