@@ -107,7 +107,7 @@ class Offer(NamedTuple):
     """What can be bought."""
 
     worths: Row  # of the mandatory answer, and of each level
-    costs: tuple[Row, ...]  # [buckets][levels] of a call, in full answers to one sample alone
+    costs: tuple[Row, ...]  # as `Ladder.costs`, but in full answers to one sample alone
 
 
 def offer(ladder: Ladder, worths: Sequence[float] = ()) -> Offer:
@@ -137,12 +137,12 @@ def offer(ladder: Ladder, worths: Sequence[float] = ()) -> Offer:
             most = max(most, cost)  # noise must not make a higher level worth less
             logs.append(most - ladder.log_costs[-1][0] + log(2.0))
         worths = [WORTH_MANDATORY + (WORTH_FULL - WORTH_MANDATORY) * x / logs[-1] for x in logs]
-    unit = ladder.log_costs[0][-1] - log(ladder.buckets[0])
+    unit = ladder.log_costs[0][-1]
     costs = tuple(tuple(exp(cost - unit) for cost in row) for row in ladder.log_costs)
     return Offer((WORTH_MANDATORY, *worths), costs)
 
 
-def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
+def choose(offer: Offer, batch: int, top: int, price: float) -> int:
     """Return what brings most, of the levels up to the highest that is in time.
 
     What has no time for any level goes through the cheapest all the same, for the model's memory.
@@ -154,7 +154,6 @@ def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
 
     Args:
         offer: What can be bought.
-        size: Place of the batch among the buckets.
         batch: How many samples share the cost.
         top: The highest level that is in time; `MANDATORY` if none is.
         price: Of a full answer to one sample alone.
@@ -162,7 +161,7 @@ def choose(offer: Offer, size: int, batch: int, top: int, price: float) -> int:
     Returns:
         A level, `MANDATORY`, or `SKIP` if none is worth its cost.
     """
-    worths, costs = offer.worths, offer.costs[size]
+    worths, costs = offer.worths, offer.costs[batch - 1]
     best, most, each = SKIP, -MEMORY, price / batch
     for level in range(min(top, 0), top + 1):
         value = worths[level + 1] - each * costs[max(level, 0)]

@@ -36,7 +36,7 @@ from adaptive.policy import Policy
 from adaptive.scenarios import SCENARIOS, SITES, World, world
 from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Profile, simulate
-from adaptive.slowdown import CORRECTION, Effects, Tail
+from adaptive.slowdown import CORRECTION, Tail
 
 # What calls cost, with the way there and back, for a bank of 512 streams of one channel on two
 # shared cores [us], from the cheapest level to the full one, and what a gradient step takes.
@@ -99,8 +99,6 @@ class Without(Governor):
             tail = Tail()._replace(correction=tail.correction)
         elif part == "hold of a spike":
             slowdown = slowdown._replace(hold_left=0)
-        elif part == "effects":
-            self.state = state = state._replace(effects=Effects())
         self.state = state._replace(slowdown=slowdown, tail=tail)
 
 
@@ -108,7 +106,6 @@ PARTS = (
     "conformal correction",
     "tail",
     "hold of a spike",
-    "effects",
     "tries",
     "choice of what can be had",
     "ranks",
@@ -118,10 +115,7 @@ PARTS = (
 def policies(given: World) -> dict[str, Callable[[], Policy]]:
     """What is compared, by name; each is told the costs as they were measured at the site."""
     slower = given.slower
-    costs = [
-        {size: slower * cost for size, cost in zip(PROFILE.sizes, row, strict=True)}
-        for row in PROFILE.costs
-    ]
+    costs = PROFILE.measured(slower)
 
     def budget() -> Budget | None:
         made = Budget(lambda: 0.0)
@@ -137,7 +131,9 @@ def policies(given: World) -> dict[str, Callable[[], Policy]]:
         made.budget = budget()
         return made
 
-    scatter = np.quantile(given.noise, 1 - MISS, axis=0).tolist()
+    scatter, stalls = (
+        np.quantile(one, 1 - MISS, axis=0).tolist() for one in (given.noise, given.stalls)
+    )
     top = len(PROFILE.costs) - 1
     others: dict[str, Callable[[], Policy]] = {
         OURS: governor,
@@ -150,7 +146,7 @@ def policies(given: World) -> dict[str, Callable[[], Policy]]:
         "AIMD": lambda: Bounded(PROFILE, slower),
         "PID": lambda: Pid(PROFILE, slower),
         "SlackFit": lambda: Expecting(PROFILE, slower),
-        DIST: lambda: Distribution(PROFILE, slower, budget(), QUALITY, scatter),
+        DIST: lambda: Distribution(PROFILE, slower, budget(), QUALITY, scatter, stalls),
         MYOPIC: lambda: Oracle(PROFILE, slower, budget(), QUALITY),
     }
     return others | {f"without {part}": partial(governor, part) for part in PARTS}

@@ -14,19 +14,17 @@ from typing import NamedTuple
 from adaptive.ladder import Ladder, highest
 from adaptive.slowdown import (
     OFTEN,
+    SHIFT,
     STEP,
-    Effects,
     Slowdown,
     Tail,
     believed,
+    beyond,
     chance,
-    common,
-    margin,
     new,
-    paused,
-    regress,
     track,
     widen,
+    within,
 )
 
 PART = 0.25  # of those that wait: a higher level for fewer is not worth a call of their own
@@ -123,13 +121,6 @@ class State(NamedTuple):
     batch: float = 1.0  # typical number of samples in a call
     late: float = 0.0  # running share of sure calls that were late, over about 1000
     trust: Trust = Trust()
-    effects: Effects = Effects()
-
-
-def expected(state: State, level: int) -> float:
-    """Log slowdown at a level that the call that was decided on last must reckon with."""
-    effects = state.effects
-    return believed(state.slowdown) + common(effects) + effects.tilt * level
 
 
 def decide(
@@ -146,7 +137,7 @@ def decide(
 ) -> tuple[State, Decision]:
     """Pick the highest level that fits what slack is left, with the margin of the tail.
 
-    The batch is all of the queue that a bucket holds, but for what says `in_parts`; what is done
+    The batch is all of the queue that a call takes, but for what says `in_parts`; what is done
     when no level is sure for so many says `otherwise`. With more waiting than one batch holds, the
     typical cost of draining the whole queue must fit too, unless the level is the cheapest. So for
     a given state the level that is sure for all that wait never falls when the slack grows.
@@ -162,49 +153,41 @@ def decide(
         dues: Says when the answers that are waited for are due [s], ascending.
         parts: Some may have a higher level than the others.
     """
-    slowdown, tail, _, _, _, observed, interval, usual_batch, late, trust, effects = state
+    slowdown, tail, _, _, _, observed, interval, usual_batch, late, trust = state
     mode = trust.mode
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
-    buckets, log_costs, guard, depth, *_ = ladder
-    effects = paused(effects, now - observed)
-    base, tilt = believed(slowdown) + common(effects), effects.tilt
-    budget = slack - guard
-    level, batch, sure, after = -1, min(queue, buckets[-1]), False, -inf
+    sizes, log_costs, guard, depth, *_ = ladder
+    base, budget = believed(slowdown), slack - guard
+    level, batch, sure, after = -1, min(queue, sizes[-1]), False, -inf
     if budget > 0.0 and queue > 0 and mode != FALLBACK:
-        whole = bisect_left(buckets, queue)
-        if whole == len(buckets):
-            whole -= 1
-        usual = log(budget) - base
-        room = usual - margin(tail, depth)
-        cap = 0 if mode == DEGRADED else len(log_costs[0]) - 1
+        row = log_costs[batch - 1]
+        most_usual = within(tail, depth, budget)
+        room = log(most_usual) - base if most_usual > 0.0 else -inf
+        cap = 0 if mode == DEGRADED else len(row) - 1
         if most is not None and most < cap:
             cap = most
-        level = highest(log_costs[whole], room, cap, tilt)
-        if level > 0 and queue > buckets[whole]:
-            rounds = -(-queue // buckets[whole])
+        level = highest(row, room, cap)
+        if level > 0 and queue > batch:
+            rounds = -(-queue // batch)
             spare = log(settings.utilisation * budget / rounds) - base
-            level = max(0, highest(log_costs[whole], spare, level, tilt))
-        size, sure = whole, level >= 0
+            level = max(0, highest(row, spare, level))
+        sure = level >= 0
         if parts and 0 <= level < cap and queue > 1:
-            level, size = in_parts(ladder, level, size, queue, room, cap, tilt)
+            level, batch = in_parts(ladder, level, batch, queue, room, cap)
         if not sure:
-            level, size, sure, after = otherwise(
-                ladder, tail, base, tilt, budget, batch, cap, now, dues
-            )
-        if level >= 0:
-            batch = min(queue, buckets[size])
+            level, batch, sure, after = otherwise(ladder, tail, base, budget, batch, cap, now, dues)
         if after > -inf:
             budget = after - now - guard
     if slowdown.hold_left and queue > 0:
         slowdown = slowdown._replace(hold_left=slowdown.hold_left - 1)
-    about = observed, interval, usual_batch, late, trust, effects
+    about = observed, interval, usual_batch, late, trust
     state = new(State, (slowdown, tail, budget, level, sure, *about))
     return state, new(Decision, (level, batch, sure, after))
 
 
 def in_parts(
-    ladder: Ladder, level: int, whole: int, queue: int, room: float, cap: int, tilt: float
+    ladder: Ladder, level: int, batch: int, queue: int, room: float, cap: int
 ) -> tuple[int, int]:
     """Which level some of those that wait may have, so that the others can still have theirs.
 
@@ -214,34 +197,30 @@ def in_parts(
     Args:
         ladder: Nominal costs.
         level: That is sure for all.
-        whole: The place of the batch for that among the buckets.
+        batch: How many a call for that takes.
         queue: How many wait.
         room: For the log of what all takes.
         cap: The highest level that may be taken.
-        tilt: What each level costs more than the one before, beyond its log cost.
 
     Returns:
-        The level of the call to make, and the place of its batch among the buckets.
+        The level of the call to make, and how many it takes.
     """
-    buckets, _, _, _, costs, gains = ladder
-    total, best, most = exp(room), (level, whole), 0.0
-    each = exp(tilt)
-    steep = each**level  # how many times its nominal cost the level takes
-    higher, steeper = level, steep * each  # the next one
-    for few in range(whole - 1, -1, -1):
-        many = buckets[few]
+    sizes, _, _, _, costs, gains = ladder
+    total, best, most = exp(room), (level, batch), 0.0
+    higher = level
+    for place in range(bisect_left(sizes, batch) - 1, -1, -1):
+        many = sizes[place]
         if many < PART * queue or many * (gains[cap] - gains[level]) <= most:
             break  # it only gets less
-        row, place = costs[few], bisect_left(buckets, queue - many)
-        rounds = 1
-        if place == len(buckets):
-            place -= 1
-            rounds = -(-(queue - many) // buckets[place])
-        spare = total - rounds * costs[place][level] * steep
-        while higher < cap and row[higher + 1] * steeper <= spare:
-            higher, steeper = higher + 1, steeper * each
+        row, rest, rounds = costs[many - 1], queue - many, 1
+        if rest > sizes[-1]:
+            rounds = -(-rest // sizes[-1])
+            rest = sizes[-1]
+        spare = total - rounds * costs[rest - 1][level]
+        while higher < cap and row[higher + 1] <= spare:
+            higher += 1
         if (more := many * (gains[higher] - gains[level])) > most:
-            best, most = (higher, few), more
+            best, most = (higher, many), more
     return best
 
 
@@ -249,7 +228,6 @@ def otherwise(
     ladder: Ladder,
     tail: Tail,
     base: float,
-    tilt: float,
     budget: float,
     batch: int,
     cap: int,
@@ -267,8 +245,7 @@ def otherwise(
     Args:
         ladder: Nominal costs.
         tail: Of the costs of calls.
-        base: Log slowdown to reckon with, at the level 0.
-        tilt: What each higher level adds.
+        base: Log slowdown to reckon with.
         budget: [s] left until the earliest deadline, above 0.
         batch: How many wait, at most as many as a call takes.
         cap: The highest level that may be taken.
@@ -276,33 +253,37 @@ def otherwise(
         dues: Says when the answers that are waited for are due [s], ascending.
 
     Returns:
-        The level, or -1; the place of the batch among the buckets; whether it is sure; and from
-        when on the answers are due that are to be taken.
+        The level, or -1; how many; whether it is sure; and from when on the answers are due that
+        are to be taken.
     """
-    buckets, log_costs, guard, depth, _, gains = ladder
-    whole, extra, usual = bisect_left(buckets, batch), margin(tail, depth), log(budget) - base
-    level, size, sure, after, most = -1, whole, False, -inf, 0.0
+    sizes, log_costs, guard, depth, _, gains = ladder
+    level, found, sure, after, most = -1, batch, False, -inf, 0.0
     for one in range(cap + 1):
-        room = usual - log_costs[whole][one] - tilt * one
-        if room >= 0.0 and (promised := batch * gains[one] * chance(tail, room)) > most:
-            level, most = one, promised
+        typical = exp(log_costs[batch - 1][one] + base)
+        if typical <= budget:
+            promised = batch * gains[one] * chance(tail, budget, typical)
+            if promised > most:
+                level, most = one, promised
     overloaded = level < 0
     waits = [now + guard + budget] * batch if dues is None else dues()
-    for few in range(whole, -1, -1):
-        cost = exp(log_costs[few][0] + base + extra)
+    for few in (batch, *reversed(sizes[: bisect_left(sizes, batch)])):
+        cost = beyond(tail, depth, exp(log_costs[few - 1][0] + base))
         place = bisect_left(waits, now + guard + cost)
-        promised = min(len(waits) - place, buckets[few]) * gains[0] / (cost if overloaded else 1.0)
+        promised = min(len(waits) - place, few) * gains[0] / (cost if overloaded else 1.0)
         if promised > most:
-            level, size, sure, most = 0, few, True, promised
+            level, found, sure, most = 0, few, True, promised
             after = -inf if dues is None else waits[place]
-    return level, size, sure, after
+    return level, found, sure, after
 
 
 def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:
     """What a call made now costs, but for a share of epsilon [s]."""
-    size = min(bisect_left(ladder.buckets, batch), len(ladder.buckets) - 1)
-    typical = ladder.log_costs[size][level] + expected(state, level)
-    return exp(typical + margin(state.tail, ladder.depth))
+    return beyond(state.tail, ladder.depth, typical(ladder, state, level, batch))
+
+
+def typical(ladder: Ladder, state: State, level: int, batch: int) -> float:
+    """What a call made now usually costs [s]."""
+    return exp(ladder.log_costs[min(batch, ladder.sizes[-1]) - 1][level] + believed(state.slowdown))
 
 
 def observe(
@@ -331,12 +312,10 @@ def observe(
     """
     if level < 0 or not 1e-9 < cost < 1e6:
         return state
-    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust, effects = state
-    buckets, log_costs, *_ = ladder
-    size = bisect_left(buckets, batch)
-    if size == len(buckets):
-        size -= 1
-    z = log(cost) - log_costs[size][level] - common(effects) - effects.tilt * level
+    slowdown, tail, budget, last, sure, observed, interval, usual, share, trust = state
+    largest = ladder.sizes[-1]
+    nominal = ladder.log_costs[(batch if batch < largest else largest) - 1][level]
+    z = log(cost) - nominal
     # The slowdown drifts with the time since the last completion, in units of the usual time.
     elapsed = now - observed if observed > -inf else interval
     interval += RECENT * (elapsed - interval)
@@ -346,8 +325,7 @@ def observe(
 
     epsilon = settings.epsilon
     late = cost > budget
-    slowdown, residual, kind = track(slowdown, z, age, not sure)
-    effects = regress(effects, residual, kind, level)
+    slowdown, residual, kind = track(slowdown, z, age, not sure, SHIFT * exp(-nominal))
     tail = widen(tail, residual, kind, late, not sure, epsilon, last >= 0)
     if not sure:
         if trust.mode == FALLBACK and now >= trust.until:
@@ -356,7 +334,7 @@ def observe(
         share += 1e-3 * ((1.0 if late and kind != STEP else 0.0) - share)
         if share > 10 * epsilon and trust.mode == NORMAL:
             trust, share = _worse(settings, trust, DEGRADED, "late", now), 0.0
-    about = now, interval, usual, share, trust, effects
+    about = now, interval, usual, share, trust
     return new(State, (slowdown, tail, budget, last, sure, *about))
 
 

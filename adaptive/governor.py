@@ -8,7 +8,6 @@ the deadline, of the levels that are in time the one is taken that is worth most
 (`adaptive.budget`).
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import exp, inf
@@ -22,16 +21,16 @@ from adaptive.decision import (
     State,
     at_most,
     decide,
-    expected,
     fail,
     observe,
+    typical,
 )
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom, decide_among
 from adaptive.ladder import Ladder, ladder
-from adaptive.slowdown import Effects, Slowdown, Tail, margin, new, paused
+from adaptive.slowdown import Slowdown, Tail, beyond, new
 from adaptive.thrift import Want, afford
 
-LEARNED = {"slowdown": Slowdown, "tail": Tail, "effects": Effects}  # parts of the state
+LEARNED = {"slowdown": Slowdown, "tail": Tail}  # parts of the state
 
 
 class Governor:
@@ -93,7 +92,7 @@ class Governor:
             return found
 
         apart = self.budget is not None and self.budget.price > 0.0
-        about = len(ladder.log_costs[0]) - 1, ladder.buckets, slack, queue, demand
+        about = len(ladder.log_costs[0]) - 1, ladder.sizes, slack, queue, demand
         takes = partial(at_most, ladder, before)  # whatever has been picked
         decision, whom = decide_among(pick, takes, *about, apart=apart)
         if whom == EVERYONE and decision.after == -inf:
@@ -110,16 +109,14 @@ class Governor:
         if self.budget is None or not queue:
             return decision
         level, batch, sure, after = decision
-        buckets, log_costs, _, depth, *_ = self.ladder
-        size = min(bisect_left(buckets, batch), len(buckets) - 1)
-        state, late = self.state, exp(margin(self.state.tail, depth))
+        ladder, state = self.ladder, self.state
         level, batch, self.wait = afford(
-            Want(level, batch, queue, slack - self.ladder.guard, size, exempt),
+            Want(level, batch, queue, slack - ladder.guard, exempt),
             self.budget,
             self.offer,
-            buckets,
-            lambda level, size: exp(log_costs[size][level] + expected(state, level)),
-            late,
+            ladder.sizes,
+            partial(typical, ladder, state),
+            partial(beyond, state.tail, ladder.depth),
             now,
             now - self.state.observed,
         )
@@ -137,9 +134,7 @@ class Governor:
 
     def predict(self, level: int, batch: int) -> tuple[float, float]:
         """Return the typical cost of a call made now, and the one held at 1 - epsilon [s]."""
-        size = min(bisect_left(self.ladder.buckets, batch), len(self.ladder.buckets) - 1)
-        usual = exp(self.ladder.log_costs[size][level] + expected(self.state, level))
-        return usual, self.at_most(level, batch)
+        return typical(self.ladder, self.state, level, batch), self.at_most(level, batch)
 
     def at_most(self, level: int, batch: int) -> float:
         """What a call made now takes, but for a share of epsilon [s]."""
@@ -162,14 +157,14 @@ class Governor:
             return False  # it is what goes first
         if state.trust.mode != NORMAL or state.slowdown.hold_left or slack <= ladder.guard:
             return False
-        step = cost * exp(state.slowdown.mean + margin(state.tail, ladder.depth))
+        step = beyond(state.tail, ladder.depth, cost * exp(state.slowdown.mean))
         level, batch = max(state.level, 0), 1
         if queue:
             if not state.interval:
                 return False  # nobody knows what comes meanwhile
             level = len(ladder.log_costs[0]) - 1
             batch = queue + int(state.batch * (1.0 + step / state.interval))
-            if batch > ladder.buckets[-1]:
+            if batch > ladder.sizes[-1]:
                 return False
         return step + self.at_most(level, batch) <= slack - ladder.guard
 
@@ -180,11 +175,6 @@ class Governor:
         """
         seen = lap * exp(-self.state.slowdown.mean)
         return nominal + 0.1 * (min(seen, 2.0 * nominal) - nominal)
-
-    def expect(self, now: float) -> None:
-        """Have what is predicted be of a call made at this time [s]."""
-        effects = paused(self.state.effects, now - self.state.observed)
-        self.state = self.state._replace(effects=effects)
 
     def snapshot(self) -> dict[str, float]:
         """Return what was learned, for a checkpoint.

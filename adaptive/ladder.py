@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, log
 from typing import NamedTuple
 
+import numpy as np
+
 from adaptive.slowdown import OFTEN
 
 Row = tuple[float, ...]  # one number for each level
@@ -15,12 +17,21 @@ WORTH_MANDATORY, WORTH_FULL = 0.193, 0.711
 class Ladder(NamedTuple):
     """Nominal costs as measured at the start, and what of the settings every decision needs."""
 
-    buckets: tuple[int, ...]  # batch sizes, ascending
-    log_costs: tuple[Row, ...]  # [buckets][levels] ln of seconds
+    sizes: tuple[int, ...]  # of batches that were measured, ascending; the last is the largest
+    log_costs: tuple[Row, ...]  # [samples in a batch - 1][levels] ln of seconds
     guard: float  # [s] kept free for publishing
     depth: float  # ln of how much rarer epsilon is than where the tail begins
-    costs: tuple[Row, ...] = ()  # [buckets][levels] s
+    costs: tuple[Row, ...] = ()  # the same in seconds
     gains: Row = ()  # what an answer of each level is worth beyond the mandatory one
+
+
+def between(sizes: Sequence[int], costs: Sequence[float]) -> Row:
+    """Costs of batches of 1, 2, ... up to the largest of some sizes, from those of the sizes.
+
+    A call goes through its samples one by one, so its cost is nearly linear: a bank's full level
+    takes 1.14 ms for 32, 1.31 for 33, 1.48 for 40 and 2.20 for 64.
+    """
+    return tuple(np.interp(np.arange(1, sizes[-1] + 1), sizes, costs).tolist())
 
 
 def ladder(
@@ -41,38 +52,34 @@ def ladder(
     rows = [row if isinstance(row, Mapping) else {1: row} for row in costs]
     if not rows or not rows[0]:
         raise ValueError("governor: costs must hold at least one level, got none. Warm up first.")
-    buckets = tuple(sorted(rows[0]))
+    sizes = tuple(sorted(rows[0]))
     for level, row in enumerate(rows):
-        if tuple(sorted(row)) != buckets or buckets[0] < 1:
+        if tuple(sorted(row)) != sizes or sizes[0] < 1:
             raise ValueError(
                 f"governor: every level must be measured at the same batch sizes, got "
-                f"{sorted(row)} at level {level} and {list(buckets)} at level 0."
+                f"{sorted(row)} at level {level} and {list(sizes)} at level 0."
             )
-        for bucket, cost in row.items():
+        for size, cost in row.items():
             if not (isfinite(cost) and cost > 0.0):
                 raise ValueError(
-                    f"governor: the cost of level {level} at batch {bucket} must be a positive "
+                    f"governor: the cost of level {level} at batch {size} must be a positive "
                     f"number of seconds, got {cost!r}. It is measured by the warm-up."
                 )
-    return Ladder(
-        buckets,
-        tuple(tuple(log(row[bucket]) for row in rows) for bucket in buckets),
-        1e-3 * guard_ms,
-        log(OFTEN / epsilon),
-        tuple(tuple(float(row[bucket]) for row in rows) for bucket in buckets),
-    )
+    each = [between(sizes, [row[size] for size in sizes]) for row in rows]
+    whole = tuple(zip(*each, strict=True))
+    logs = tuple(tuple(map(log, row)) for row in whole)
+    return Ladder(sizes, logs, 1e-3 * guard_ms, log(OFTEN / epsilon), whole)
 
 
-def highest(costs: Row, room: float, cap: int, tilt: float) -> int:
+def highest(costs: Row, room: float, cap: int) -> int:
     """Return the highest level up to `cap` whose log cost fits `room`, or -1.
 
     Args:
         costs: Log costs.
         room: For them.
         cap: The highest that may be.
-        tilt: What each level costs more than the one before, beyond that.
     """
     for level in range(cap, -1, -1):
-        if costs[level] + tilt * level <= room:
+        if costs[level] <= room:
             return level
     return -1

@@ -164,7 +164,7 @@ class Bench:
 
     def tight(self) -> float:
         """The deadline at which levels matter [s], in whole milliseconds."""
-        full = self.profile.costs[-1][self.profile.of(len(self.streams))]
+        full = self.profile.every()[-1][len(self.streams) - 1]
         return round(ROOM * full + GUARD + BEYOND + SPARE_LEAST, 3)
 
     async def live(self, name: str, deadline: float, seconds: float, first: int = 0) -> Lived:

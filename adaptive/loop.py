@@ -286,7 +286,6 @@ class Loop:
         slack = min(head.due - sooner if head else inf, usable)
         if self._special == inf:
             return governor.decide(slack, len(backlog), now), EVERYONE
-        governor.expect(now)
         critical = backlog.group(CRITICAL, sooner)
         pressed = backlog.group(PRESSED, sooner + bank.beyond * (critical.size > 0))  # the second
         patience = self._patience(self._special) - 2 * bank.beyond

@@ -35,40 +35,38 @@ class Expecting:
             profile: Of the levels.
             slower: How much slower than that they were measured to be here.
         """
-        self.profile = profile
-        self.nominal = [[slower * cost for cost in row] for row in profile.costs]
+        self.sizes, self.largest = profile.sizes, profile.sizes[-1]
+        self.nominal = profile.every(slower)  # [levels][samples - 1] s
         self.setup()
 
     def setup(self) -> None:
         """Begin to learn."""
 
-    def usual(self, level: int, size: int) -> float:
-        """The cost that is expected [s], for a batch of that size."""
-        return self.nominal[level][size]
+    def usual(self, level: int, batch: int) -> float:
+        """The cost that is expected [s], of a call for so many."""
+        return self.nominal[level][batch - 1]
 
-    def bound(self, level: int, size: int) -> float:
+    def bound(self, level: int, batch: int) -> float:
         """The cost that is reckoned with [s]."""
-        return self.usual(level, size)
+        return self.usual(level, batch)
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`."""
-        profile, budget = self.profile, slack - GUARD
-        size = profile.of(queue)
-        rounds = -(-queue // profile.sizes[size])
+        batch, budget = min(queue, self.largest), slack - GUARD
+        rounds = -(-queue // self.largest)
         for level in range(len(self.nominal) - 1, -1, -1):
-            fits = self.bound(level, size) <= budget
-            drains = rounds * self.usual(level, size) <= UTILISATION * budget
+            fits = self.bound(level, batch) <= budget
+            drains = rounds * self.usual(level, batch) <= UTILISATION * budget
             if fits and (rounds == 1 or level == 0 or drains):
-                return Decision(level, min(queue, profile.sizes[size]))
-        while size > 0:
-            size -= 1
-            if self.bound(0, size) <= budget:
-                return Decision(0, min(queue, profile.sizes[size]))
+                return Decision(level, batch)
+        for few in reversed(self.sizes):
+            if few < batch and self.bound(0, few) <= budget:
+                return Decision(0, few)
         return Decision(-1, queue)
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """As a `Policy`."""
-        self.learn(level, cost / self.nominal[level][self.profile.of(batch)])
+        self.learn(level, cost / self.nominal[level][min(batch, self.largest) - 1])
 
     def learn(self, level: int, ratio: float) -> None:
         """Take in a cost, as a ratio to the nominal one."""
@@ -87,7 +85,7 @@ class Static(Expecting):
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`."""
-        return Decision(self.level, min(queue, self.profile.sizes[-1]))
+        return Decision(self.level, min(queue, self.largest))
 
 
 class Alert(Expecting):
@@ -117,13 +115,13 @@ class Alert(Expecting):
         self.gain, self.mean, self.variance, self.process = 0.5, 1.0, 0.1, 0.1
         self.previous = 0.0
 
-    def usual(self, level: int, size: int) -> float:
+    def usual(self, level: int, batch: int) -> float:
         """Mean slowdown."""
-        return self.mean * self.nominal[level][size]
+        return self.mean * self.nominal[level][batch - 1]
 
-    def chance(self, level: int, size: int, budget: float) -> float:
+    def chance(self, level: int, batch: int, budget: float) -> float:
         """Probability that a call ends in time."""
-        off = (budget / self.nominal[level][size] - self.mean) / sqrt(2 * self.variance)
+        off = (budget / self.nominal[level][batch - 1] - self.mean) / sqrt(2 * self.variance)
         return 0.5 * (1 + erf(off))
 
     def decide(self, slack: float, queue: int, now: float) -> Decision:
@@ -133,19 +131,19 @@ class Alert(Expecting):
             return Decision(-1, queue)
         if self.miss:
             return super().decide(slack, queue, now)
-        size = self.profile.of(queue)
+        batch = min(queue, self.largest)
         base, *worth = self.quality
         expected = [
-            base + (value - base) * self.chance(level, size, budget)
+            base + (value - base) * self.chance(level, batch, budget)
             for level, value in enumerate(worth)
         ]
         best = max(range(len(worth)), key=lambda level: expected[level])
-        return Decision(best, min(queue, self.profile.sizes[size]))
+        return Decision(best, batch)
 
-    def bound(self, level: int, size: int) -> float:
+    def bound(self, level: int, batch: int) -> float:
         """With the accepted share of late answers, by a normal distribution."""
         quantile = _normal(1 - self.miss) if self.miss else 0.0
-        return self.nominal[level][size] * (self.mean + quantile * sqrt(self.variance))
+        return self.nominal[level][batch - 1] * (self.mean + quantile * sqrt(self.variance))
 
     def learn(self, level: int, ratio: float) -> None:
         """A step of the filter."""
@@ -178,13 +176,13 @@ class Margin(Expecting):
         """Begin to learn."""
         self.mean = 1.0
 
-    def usual(self, level: int, size: int) -> float:
+    def usual(self, level: int, batch: int) -> float:
         """Mean slowdown."""
-        return self.mean * self.nominal[level][size]
+        return self.mean * self.nominal[level][batch - 1]
 
-    def bound(self, level: int, size: int) -> float:
+    def bound(self, level: int, batch: int) -> float:
         """A third more."""
-        return 1.3 * self.usual(level, size)
+        return 1.3 * self.usual(level, batch)
 
     def learn(self, level: int, ratio: float) -> None:
         """A running mean."""
@@ -198,9 +196,9 @@ class Quantile(Margin):
         """Begin to learn."""
         self.mean, self.high = 1.0, [1.5] * len(self.nominal)
 
-    def bound(self, level: int, size: int) -> float:
+    def bound(self, level: int, batch: int) -> float:
         """The quantile."""
-        return self.high[level] * self.nominal[level][size]
+        return self.high[level] * self.nominal[level][batch - 1]
 
     def learn(self, level: int, ratio: float) -> None:
         """Up by 99 parts where it was exceeded, else down by one."""
@@ -219,7 +217,7 @@ class Bounded(Expecting):
     def decide(self, slack: float, queue: int, now: float) -> Decision:
         """As a `Policy`."""
         self.budget = slack - GUARD
-        return Decision(int(self.cap), min(queue, self.profile.sizes[-1]))
+        return Decision(int(self.cap), min(queue, self.largest))
 
     def observe(self, level: int, batch: int, cost: float, now: float) -> None:
         """As a `Policy`."""
@@ -271,10 +269,9 @@ class Oracle(Expecting):
             quality: Of the mandatory answer, and of each level.
         """
         super().__init__(profile, slower)
-        self.budget, self.wait, self.called, self.now = budget, 0.0, -inf, 0.0
+        self.budget, self.wait, self.called = budget, 0.0, -inf
         self.dues: Callable[[], list[float]] | None = None
-        table = [dict(zip(profile.sizes, row, strict=True)) for row in self.nominal]
-        rungs = ladder(table, 0.0, 1e-3)
+        rungs = ladder(profile.measured(slower), 0.0, 1e-3)
         self.offer = offer(rungs, quality[1:])
 
     def attach(self, ahead: Ahead) -> None:
@@ -286,14 +283,14 @@ class Oracle(Expecting):
         level, batch, sure, after = self.fitting(slack, queue, now)
         if self.budget is None:
             return Decision(level, batch, sure, after)
-        batch = batch if level >= 0 else min(queue, self.profile.sizes[-1])
+        batch = batch if level >= 0 else min(queue, self.largest)
         level, batch, self.wait = afford(
-            Want(level, batch, queue, slack, self.profile.of(batch)),
+            Want(level, batch, queue, slack),
             self.budget,
             self.offer,
-            self.profile.sizes,
-            lambda level, size: self.nominal[level][size] * exp(self.ahead.slow()),
-            1.0,
+            self.sizes,
+            lambda level, batch: self.nominal[level][batch - 1] * exp(self.ahead.slow()),
+            lambda usual: usual,
             now,
             now - self.called,
         )
@@ -305,13 +302,9 @@ class Oracle(Expecting):
         if self.budget is not None:
             self.budget.look(now)
 
-    def expect(self, now: float) -> None:
-        """As `Ranking`: what is asked of next is a call made then [s]."""
-        self.now = now
-
     def at_most(self, level: int, batch: int) -> float:
-        """As `Ranking`: what such a call takes [s]."""
-        return self.end(level, batch, self.now) - self.now
+        """As `Ranking`: what such a call takes now [s]."""
+        return self.ahead.takes(level, batch)
 
     def decide_among(
         self, slack: float, queue: int, now: float, demand: Demand
@@ -321,7 +314,7 @@ class Oracle(Expecting):
         def pick(left: float, many: int, most: int | None, later: bool) -> Decision:
             return self.fitting(left, many, now, most, later=later)
 
-        about = len(self.nominal) - 1, self.profile.sizes, slack, queue, demand
+        about = len(self.nominal) - 1, self.sizes, slack, queue, demand
         return decide_among(pick, self.at_most, *about)
 
     def fitting(
@@ -332,38 +325,33 @@ class Oracle(Expecting):
         Where it cannot be had for all, as many as can be for the time that they take are taken at
         the cheapest level, whichever these are.
         """
-        sizes, whole = self.profile.sizes, self.profile.of(queue)
+        whole = min(queue, self.largest)
+        fewer = (whole, *reversed(self.sizes[: bisect_left(self.sizes, whole)]))
         top = len(self.nominal) - 1 if most is None else most
-        for size in range(whole, -1, -1):
-            batch = min(queue, sizes[size])
+        for batch in fewer:
             left, due = queue - batch, self.ahead.due(batch) if later else now + slack
             for level in range(top, -1, -1):
-                end = self.end(level, batch, now)
+                end = now + self.at_most(level, batch)
                 rest = self.rest(left) if left else 0.0
-                if end > now + slack or (level == 0 and size < whole):
+                if end > now + slack or (level == 0 and batch < whole):
                     continue
                 if level == 0 or end + rest <= due:
                     return Decision(level, batch)
         known = self.dues if later else None
         dues, best, found = known() if known else [now + slack] * queue, 0.0, Decision(-1, queue)
-        for size in range(whole, -1, -1):
-            end = self.end(0, min(queue, sizes[size]), now)
+        for batch in fewer:
+            end = now + self.at_most(0, batch)
             place = bisect_left(dues, end)
-            many = min(len(dues) - place, sizes[size])
+            many = min(len(dues) - place, batch)
             if many > 0 and many / (end - now) > best:
                 best = many / (end - now)
                 found = Decision(0, many, True, dues[place] if known else -inf)
         return found
 
-    def end(self, level: int, batch: int, now: float) -> float:
-        """When such a call is over [s]."""
-        return self.ahead.finish(level, batch)
-
     def rest(self, left: int) -> float:
         """What the others in the queue take at least [s]."""
-        size = self.profile.of(left)
-        rounds = -(-left // self.profile.sizes[size])
-        return rounds * self.nominal[0][size] * exp(self.ahead.slow())
+        rounds, batch = -(-left // self.largest), min(left, self.largest)
+        return rounds * self.nominal[0][batch - 1] * exp(self.ahead.slow())
 
 
 class Distribution(Oracle):
@@ -376,6 +364,7 @@ class Distribution(Oracle):
         budget: Budget | None = None,
         quality: Sequence[float] = (),
         scatter: Sequence[float] = (),
+        stalls: Sequence[float] = (),
     ):
         """Know the scatter.
 
@@ -385,12 +374,13 @@ class Distribution(Oracle):
             budget: None where nothing but time is short.
             quality: Of the mandatory answer, and of each level.
             scatter: Of each level the quantile that is reckoned with [nats].
+            stalls: The same of how long it stands still [s].
         """
         super().__init__(profile, slower, budget, quality)
-        self.scatter = scatter
+        self.scatter, self.stalls = scatter, stalls
 
-    def end(self, level: int, batch: int, now: float) -> float:
-        """When such a call is over, almost surely [s]."""
-        cost = self.nominal[level][self.profile.of(batch)]
+    def at_most(self, level: int, batch: int) -> float:
+        """What such a call takes now, almost surely [s]."""
+        cost = self.nominal[level][batch - 1]
         slow = self.ahead.slow() + self.ahead.chill()
-        return now + cost * exp(slow + self.scatter[level])
+        return cost * exp(slow + self.scatter[level]) + self.stalls[level]

@@ -11,7 +11,7 @@ from adaptive.demand import Demand, Whom
 class Ahead(NamedTuple):
     """What an oracle may look up, at the moment of a decision."""
 
-    finish: Callable[[int, int], float]  # [s] when a call at a level, for so many, would end
+    takes: Callable[[int, int], float]  # [s] of a call at a level, for so many
     slow: Callable[[], float]  # [nats] of all levels, now
     chill: Callable[[], float]  # [nats] beyond that, of a call made now, for the pause before it
     due: Callable[[int], float]  # [s] when the answer to a sample in the queue is due, by its place
@@ -74,10 +74,6 @@ class Ranking(Protocol):
 
     def at_most(self, level: int, batch: int) -> float:
         """Say what a call takes now, almost surely [s]."""
-        ...
-
-    def expect(self, now: float) -> None:
-        """Have that be of a call made at this time [s]."""
         ...
 
 

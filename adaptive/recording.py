@@ -26,7 +26,7 @@ from adaptive.settings import Model, empty_block
 from adaptive.traces import PARTS
 
 STREAMS, CHANNELS = 512, 1
-SIZES = 1, 8, 32
+SIZES = 2, 16, 64
 SECONDS = 60.0  # of each recording
 APART = 3e-3  # [s] between the beginnings of two calls, unless the first takes longer
 # Share of the processors that others may take, seconds in which that is measured, and how often.

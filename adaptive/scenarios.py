@@ -1,9 +1,10 @@
 """What can happen to an agent's machine, as seeded worlds for a simulation of its governor.
 
 A world says when samples come, by when each wants its answer, and how much longer than nominal any
-call would take at any time: at a level v, begun at t for the sample n,
+call would take at any time: at a level v, begun at t when the sample n was the newest,
 
-    cost = nominal[v, batch] exp(slow(t) + noise[n, v] + cold coldness(pause before it)),
+    cost = nominal[v, batch] exp(slow(t) + noise[n, v] + cold coldness(pause before it))
+           + stall[n, v],
 
 and what stops altogether meanwhile. As that does not depend on what is decided, policies can be
 compared on the very same world, and an oracle can look it up. How much may be spent does: what is
@@ -25,7 +26,10 @@ TICK = 1e-3  # [s] of the slowdown's grid
 SPREAD = 0.04  # of the noise of a call [nats]
 AMPLE = 0.6  # of a core: a budget that is nearly enough
 CROWDING = 8.0  # times as slow, where some streams are critical
-TAIL, TAIL_SCALE = 0.002, 0.5  # share of calls that take longer by an exponential, and its mean
+# Share of calls that stand still, and the mean of how long [s], by an exponential; as was recorded.
+TAIL, TAIL_SCALE = 0.005, 1e-3
+SPIKE = 1e-3  # [s]
+COOLING = 5e-3  # [s] of a pause after which half of it is cold
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class World:
     arrivals: Float[np.ndarray, " samples"]  # [s], ascending
     deadlines: Float[np.ndarray, " samples"]  # [s] from arrival; the same for all of a stream
     slow: Float[np.ndarray, " ticks"]  # [nats] of all levels
-    noise: Float[np.ndarray, "samples levels"]  # [nats] of a call, by its first sample
+    noise: Float[np.ndarray, "samples levels"]  # [nats] of a call, by the newest sample
+    stalls: Float[np.ndarray, "samples levels"]  # [s] for which it stands still, however long it is
     pauses: tuple[tuple[float, float], ...] = ()  # [s] the model's process does not run
     crashes: tuple[tuple[float, float], ...] = ()  # [s] its process dies, until it is there again
     slower: float = 1.0  # than nominal
@@ -77,6 +82,11 @@ class World:
         return float(self.arrivals[-1])
 
 
+def coldness(pause: float) -> float:
+    """From 0 after no pause [s] towards 1 after a long one."""
+    return pause / (pause + COOLING) if pause < 1e3 else 1.0
+
+
 def quiet(site: Site, levels: int, samples: int, rng: np.random.Generator) -> World:
     """Each stream at its own pace, and calls with a little noise and a few outliers."""
     each = -(-samples // site.streams)
@@ -87,12 +97,12 @@ def quiet(site: Site, levels: int, samples: int, rng: np.random.Generator) -> Wo
     arrivals, streams = np.maximum(times.ravel()[order], 0.0), order // each
     ticks = int(arrivals[-1] / TICK) + 2
     noise = rng.normal(0, SPREAD, (samples, 1)) + rng.normal(0, SPREAD / 2, (samples, levels))
-    outliers = rng.random((samples, 1)) < TAIL
-    noise = noise + outliers * rng.exponential(TAIL_SCALE, (samples, 1))
+    stalls = (rng.random(samples) < TAIL) * rng.exponential(TAIL_SCALE, samples)
+    stalls = np.repeat(stalls[:, None], levels, axis=1)
     deadlines = np.full(samples, site.deadline)
     slow = np.zeros(ticks)
     about = {"slower": site.slower, "base": site.base, "streams": streams}
-    return World(arrivals, deadlines, slow, noise, **about)
+    return World(arrivals, deadlines, slow, noise, stalls, **about)
 
 
 def at(world: World, *shares: float) -> list[float]:
@@ -150,10 +160,10 @@ def bursts(world: World, rng: np.random.Generator) -> World:
 
 
 def spikes(world: World, rng: np.random.Generator) -> World:
-    """Single calls that take far longer: one in a hundred, a Pareto tail with exponent 1.5."""
+    """One call in a hundred stands still for 1 ms and more: a Pareto tail with exponent 1.5."""
     samples = len(world.arrivals)
-    hit = (rng.random(samples) < 0.01)[:, None]
-    return replace(world, noise=world.noise + hit * np.log1p(rng.pareto(1.5, samples))[:, None])
+    stalls = SPIKE * (rng.random(samples) < 0.01) * (1.0 + rng.pareto(1.5, samples))
+    return replace(world, stalls=world.stalls + stalls[:, None])
 
 
 def collections(world: World, _: np.random.Generator) -> World:
@@ -259,7 +269,8 @@ def recorded(world: World, rng: np.random.Generator, load: str, part: str = TUNI
     found = trace(load, part)
     slow = found.slowdown(ticks(world), rng.uniform(0, found.time[-1]))
     samples, levels = world.noise.shape
-    return replace(world, slow=slow, noise=found.noise(samples, levels, rng))
+    noise, stalls = found.scatter(samples, levels, rng)
+    return replace(world, slow=slow, noise=noise, stalls=stalls)
 
 
 RECORDED: dict[str, partial[World]] = {

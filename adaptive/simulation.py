@@ -6,7 +6,6 @@ were in time and how good they were. Nothing here looks at a clock: the same wor
 the same outcome on any machine.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import islice
 from math import exp, inf
@@ -16,10 +15,10 @@ from adaptive.backlog import QUEUE, QUEUE_LEAST, Backlog, Line, Rank
 from adaptive.budget import MANDATORY, SKIP, WAIT
 from adaptive.decision import Decision
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Needs, Whom
+from adaptive.ladder import Row, between
 from adaptive.machine import Machine, granted
 from adaptive.policy import Ahead, Knowing, Learning, Looking, Paying, Policy, Ranking
-from adaptive.scenarios import TICK, World
-from adaptive.slowdown import coldness
+from adaptive.scenarios import TICK, World, coldness
 
 MOST = 128  # samples that are taken at once
 # Of the time to the deadline, kept free for publishing, as in the loop on a machine whose timers
@@ -36,9 +35,16 @@ class Profile(NamedTuple):
     costs: tuple[tuple[float, ...], ...]  # [levels][sizes] s, when nothing slows them down
     learn_cost: float  # [s] of a gradient step
 
-    def of(self, batch: int) -> int:
-        """The place among the sizes of the one that holds a batch."""
-        return min(bisect_left(self.sizes, batch), len(self.sizes) - 1)
+    def measured(self, slower: float = 1.0) -> list[dict[int, float]]:
+        """For each level [s] by batch size, on a machine that is so many times as slow."""
+        return [
+            {size: slower * cost for size, cost in zip(self.sizes, row, strict=True)}
+            for row in self.costs
+        ]
+
+    def every(self, slower: float = 1.0) -> list[Row]:
+        """[levels][samples in a batch - 1] s, on a machine that is so many times as slow."""
+        return [between(self.sizes, [slower * cost for cost in row]) for row in self.costs]
 
 
 class Outcome(NamedTuple):
@@ -98,8 +104,10 @@ class Day:
         """See `simulate`."""
         self.world, self.profile, self.policy, self.machine = world, profile, policy, Machine(world)
         self.samples, self.levels = len(world.arrivals), len(profile.costs)
+        self.nominal = profile.every(world.slower)
         self.arrivals, self.slow = world.arrivals.tolist(), world.slow.tolist()
-        self.noise, deadlines = world.noise.tolist(), world.deadlines.tolist()
+        self.noise, self.stalls = world.noise.tolist(), world.stalls.tolist()
+        deadlines = world.deadlines.tolist()
         streams = [0] * self.samples if world.streams is None else world.streams.tolist()
         ranks = world.ranks or (Rank(),) * (max(streams) + 1)
         self.lines = [Line(rank) for rank in ranks]
@@ -132,7 +140,7 @@ class Day:
         if isinstance(policy, Looking):
             policy.dues = self.backlog.dues
         if isinstance(policy, Knowing):
-            policy.attach(Ahead(self.finish, self.slow_now, self.chill, self.due))
+            policy.attach(Ahead(self.takes, self.slow_now, self.chill, self.due))
 
     # --- what an oracle may look up -------------------------------------------------------------
 
@@ -146,13 +154,14 @@ class Day:
 
     def cost(self, level: int, batch: int) -> float:
         """What a call made now takes [s]."""
-        nominal = self.profile.costs[level][self.profile.of(batch)] * self.world.slower
-        begun = next(iter(self.backlog)).number
-        return nominal * exp(self.slow_now() + self.noise[begun][level] + self.chill())
+        nominal = self.nominal[level][min(batch, MOST) - 1]
+        newest = self.seen - 1
+        slow = self.slow_now() + self.noise[newest][level] + self.chill()
+        return nominal * exp(slow) + self.stalls[newest][level]
 
-    def finish(self, level: int, batch: int) -> float:
-        """When it would end [s]."""
-        return self.machine.through(self.now, self.cost(level, batch))
+    def takes(self, level: int, batch: int) -> float:
+        """How long until it would end [s]."""
+        return self.machine.through(self.now, self.cost(level, batch)) - self.now
 
     def due(self, place: int) -> float:
         """When the answer to what waits at a place is due [s]."""
@@ -228,7 +237,6 @@ class Day:
         slack = min(head.due - now if head else inf, self.shortest)
         if self.special == inf or not isinstance(policy, Ranking):
             return policy.decide(slack, queue, now), EVERYONE
-        policy.expect(now)
         critical, pressed = (self.backlog.group(whom, now) for whom in (CRITICAL, PRESSED))
         room = patience(self.special)
         demand = self.needs.demand(critical, pressed, room, policy.at_most, now)

@@ -5,7 +5,7 @@ deadline leaves room. What is bought then is what brings most after its price (`
 And within a quota nothing is begun that its period has no room for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from adaptive.budget import SKIP, WAIT, Budget, Offer, choose
@@ -18,6 +18,9 @@ LEISURE = 0.7
 CHEAP = 0.1
 EARNS = 1.1  # times that company must make each sample cheaper to be waited for
 NAP = 0.5e-3  # [s] that a wait takes at least
+# Of what a period allows, in one call: for more there may never be room, and what such a call takes
+# beyond what is expected must not use up what was left over.
+LARGEST = 0.5
 NEVER_WAIT = 2  # periods without a call after which one is made whatever the window says
 
 
@@ -28,23 +31,22 @@ class Want(NamedTuple):
     batch: int
     queue: int  # of which the batch is the head
     slack: float  # [s] until the head is due
-    size: int  # place of the batch among the sizes that were measured
     exempt: bool = False  # of prices: others pay
 
 
-def shared(offer: Offer, sizes: tuple[int, ...], level: int, size: int, batch: int) -> float:
+def shared(offer: Offer, sizes: Sequence[int], level: int, batch: int) -> float:
     """How many times as much a call costs for each of its samples as one for more could."""
-    least = min(offer.costs[s][level] / sizes[s] for s in range(size, len(sizes)))
-    return offer.costs[size][level] / batch / least
+    least = min(offer.costs[size - 1][level] / size for size in (batch, *sizes) if size >= batch)
+    return offer.costs[batch - 1][level] / batch / least
 
 
 def afford(
     want: Want,
     budget: Budget,
     offer: Offer,
-    sizes: tuple[int, ...],
+    sizes: Sequence[int],
     cost: Callable[[int, int], float],
-    margin: float,
+    beyond: Callable[[float], float],
     now: float,
     idle: float,
 ) -> tuple[int, int, float]:
@@ -55,46 +57,42 @@ def afford(
         budget: What may be spent.
         offer: What levels are worth, and cost by nominal costs.
         sizes: Of batches, ascending.
-        cost: What a call of a level at a place among the sizes takes now [s].
-        margin: How many times as long it may take.
+        cost: What a call of a level for so many takes now [s].
+        beyond: What takes so long usually may take [s].
         now: [s].
         idle: Time since the last call [s].
 
     Returns:
         The level, or `SKIP`, or `WAIT`; how many; and how long to wait [s].
     """
-    level, batch, queue, slack, size, exempt = want
+    level, batch, queue, slack, exempt = want
     price, window = budget.look(now), budget.window
     if exempt:
         price = 0.0
     if price > 0.0 and level >= 0:
-        bought = max(choose(offer, size, batch, level, price), 0)
-        if size > 0 and batch < sizes[size]:
-            # A batch size that is filled costs less than the next one that is not.
-            smaller = offer.costs[size - 1][bought] / sizes[size - 1]
-            if smaller < offer.costs[size][bought] / batch:
-                size, batch = size - 1, sizes[size - 1]
-        if shared(offer, sizes, bought, size, batch) > EARNS:
-            dear = max(margin, 1.0 / LEISURE) * cost(bought, min(size + 1, len(sizes) - 1))
+        bought = max(choose(offer, batch, level, price), 0)
+        if shared(offer, sizes, bought, batch) > EARNS:
+            usual = cost(bought, next((size for size in sizes if size > batch), batch))
+            dear = max(beyond(usual), usual / LEISURE)
             spare = slack - dear * (price + CHEAP) / price
             if spare > NAP:
                 return WAIT, 0, max(0.5 * spare, NAP)
     if price > 0.0:
-        level = choose(offer, size, batch, level, price)
+        level = choose(offer, batch, level, price)
         if level == SKIP:
             return SKIP, batch, 0.0
     if window is None or idle > NEVER_WAIT * window.period:
         return level, batch, 0.0
     room = window.room(now)
-    while level > 0 and cost(level, size) > room:
+    while level > 0 and cost(level, batch) > room:
         level -= 1
-    need = cost(max(level, 0), size)
-    if need > room and need > 0.5 * window.limit:  # so many there may never be room for
+    need = cost(max(level, 0), batch)
+    if need > LARGEST * window.limit:
         level = 0
-        while size > 0 and need > 0.5 * window.limit:
-            size -= 1
-            need = cost(0, size)
-        batch = min(queue, sizes[size])
+        for batch in reversed([size for size in sizes if size < batch]):
+            need = cost(0, batch)
+            if need <= LARGEST * window.limit:
+                break
     if need > room:
         budget.stopped = True
         return WAIT, 0, window.free(need, now)

@@ -1,21 +1,26 @@
 """What was recorded of a real machine: how slow it was, and how calls scattered about that.
 
-A call of a level v begun at t took, to its nominal cost,
+A call of a level v begun at t took, where it nominally takes c,
 
-    x_v(t) = c_v exp(xi_t + r_v),
+    x_v(t) = c exp(xi_t + r_v) + s_v,
 
-with the slowdown xi of all levels, taken from those of the cheapest level that were recorded
-about then, and a residual r that depends on nothing but the level. Both are assumed: residuals are
-drawn in blocks from the whole recording, of all levels from the same moments. What is constant, c,
-is known from the machine when it was idle, so if a load slows one level more than another down,
-that is in its residuals. A call that lost the processor for a while is taken for one that was so
-many times slower, so worlds are harder on calls with many samples than the machine was.
+with the slowdown xi of all levels, and a residual. One that is small is a ratio r; in one that is
+not the call stood still for a time s, which does not grow with the call: it lost the processor, or
+waited for it. On a crowded host, beside `stress-ng` on every core, that befell 24 to 40 % of the
+calls, for 1.5 to 8 ms (10 to 90 %), of .3 ms as of 2 ms, while xi stayed within a fifth of a nat.
+So xi is what the fastest tenth of the calls that were recorded about then had in common. What is
+constant, c, is known from the machine when it was idle.
 
-Other work shared the two cores with all recordings; those under a load are of a machine in a bad
-hour: one call in ten took 4 to 10 times as long as nominal, one in a hundred 17 to 33 times. The
-file says, under `about`, what load there was.
+It is assumed that residuals depend on nothing but the level: they are drawn in blocks from the
+whole recording, of all levels from the same moments. Longer calls stand still more often; that is
+in those of a level, but not in those of larger batches than were recorded.
+
+There are recordings of a host that others left alone, and of one that was crowded, where other
+work shared the two cores with all recordings and what calls took is with the way there and back.
+Each file says, under `about`, what load there was.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,18 +29,28 @@ import numpy as np
 from jaxtyping import Float
 
 FILE = Path(__file__).with_name("traces.npz")  # of `adaptive.recording`
+CROWDED = FILE.with_name("crowded.npz")  # of the same, on another host
 PARTS = TUNING, HELD_OUT = "tuning", "held out"
-LOADS = "idle", "busy", "memory"
-NEAR = 2  # calls of the cheapest level before and behind one that say how slow it was then
+# Where a load's recordings are, and under which name.
+LOADS = {
+    "idle": (FILE, "idle"),
+    "busy": (FILE, "busy"),
+    "memory": (FILE, "memory"),
+    "crowded": (CROWDED, "busy"),
+    "crowded, memory": (CROWDED, "memory"),
+}
+NEAR, FAST = 32, 0.1  # calls before and behind one, and the share of them, that say how slow it was
 BLOCK = 32  # residuals that are drawn together
+STILL = 0.5  # [nats] a residual from which the call stood still
 
 
 class Trace(NamedTuple):
     """A recording."""
 
-    time: Float[np.ndarray, " probes"]  # [s] of the calls of the cheapest level
-    slow: Float[np.ndarray, " probes"]  # [nats] of all levels
+    time: Float[np.ndarray, " calls"]  # [s]
+    slow: Float[np.ndarray, " calls"]  # [nats] of all levels
     residuals: tuple[np.ndarray, ...]  # [nats] of the calls of each level, in their order
+    stalls: tuple[np.ndarray, ...]  # [s] for which each stood still besides
 
     def slowdown(
         self, times: Float[np.ndarray, " times"], start: float
@@ -46,10 +61,10 @@ class Trace(NamedTuple):
         """
         return np.interp((times + start) % self.time[-1], self.time, self.slow)
 
-    def noise(
+    def scatter(
         self, samples: int, levels: int, rng: np.random.Generator
-    ) -> Float[np.ndarray, "samples levels"]:
-        """Draw residuals of calls [nats].
+    ) -> tuple[Float[np.ndarray, "samples levels"], Float[np.ndarray, "samples levels"]]:
+        """Draw residuals [nats] and stalls [s] of calls.
 
         Args:
             samples: How many.
@@ -58,10 +73,13 @@ class Trace(NamedTuple):
         """
         where = np.repeat(rng.random(-(-samples // BLOCK)), BLOCK)[:samples]
         within = np.arange(samples) % BLOCK
-        known = [self.residuals[min(level, len(self.residuals) - 1)] for level in range(levels)]
-        return np.stack(
-            [one[(where * (len(one) - BLOCK)).astype(int) + within] for one in known], axis=1
-        )
+        drawn = []
+        for level in range(levels):
+            known = min(level, len(self.residuals) - 1)
+            place = (where * (len(self.residuals[known]) - BLOCK)).astype(int) + within
+            drawn.append((self.residuals[known][place], self.stalls[known][place]))
+        noise, stalls = zip(*drawn, strict=True)
+        return np.stack(noise, axis=1), np.stack(stalls, axis=1)
 
 
 @cache
@@ -72,16 +90,25 @@ def trace(load: str, part: str = TUNING) -> Trace:
         load: One of `LOADS`, on the machine.
         part: One of `PARTS`.
     """
-    with np.load(FILE) as found:
+    file, name = LOADS[load]
+    with np.load(file) as found:
         idle, sizes = found[f"{part}/idle/ratio"], int(found["sizes"])
-        time, ratio, kind = (found[f"{part}/{load}/{name}"] for name in ("time", "ratio", "kind"))
+        time, ratio, kind = (found[f"{part}/{name}/{key}"] for key in ("time", "ratio", "kind"))
         usual, kinds = idle.astype(float), found[f"{part}/idle/kind"]
+        table = json.loads(found["about"].tobytes())["nominal_us"]
+    nominal = 1e-6 * np.array([list(row.values()) for row in table]).ravel()
     constant = np.array([np.median(usual[kinds == one]) for one in range(kinds.max() + 1)])
     time, left = time.astype(float), ratio.astype(float) - constant[kind]
     level = kind // sizes
-    probe, at = left[level == 0], time[level == 0]
-    around = np.pad(probe, NEAR, mode="edge")
-    slow = np.median(np.lib.stride_tricks.sliding_window_view(around, 2 * NEAR + 1), axis=1)
-    left = left - np.interp(time, at, slow)
-    residuals = tuple(left[level == one] for one in range(level.max() + 1))
-    return Trace(at - at[0], slow, residuals)
+    around = np.pad(left, NEAR, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(around, 2 * NEAR + 1)
+    slow = np.quantile(windows, FAST, axis=1)
+    left = left - slow
+    still = left > STILL
+    typical = nominal[kind] * np.exp(constant[kind] + slow)  # [s]
+    stalls = np.where(still, typical * np.expm1(left), 0.0)
+    left = np.where(still, 0.0, left)
+    each = [level == one for one in range(level.max() + 1)]
+    return Trace(
+        time - time[0], slow, tuple(left[one] for one in each), tuple(stalls[one] for one in each)
+    )

@@ -13,6 +13,7 @@ from adaptive.bank import Bank, Waiting
 from adaptive.contest import MISS, OURS, QUALITY, SMALL
 from adaptive.decision import Decision
 from adaptive.governor import Governor
+from adaptive.ladder import Row
 from adaptive.policies import Alert, Margin, Static
 from adaptive.policy import Looking, Policy
 from adaptive.simulation import Profile
@@ -70,8 +71,8 @@ class Turns(Governor):
             settling: [s] of a turn that do not count.
         """
         super().__init__()
-        self.init([dict(zip(profile.sizes, row, strict=True)) for row in profile.costs])
-        self.policies, self.schedule, self.profile = policies, schedule, profile
+        self.init(profile.measured())
+        self.policies, self.schedule, self.costs = policies, schedule, profile.every()
         self.settling = settling
         self.counts = {name: Count() for name in policies}
         self.bank: Bank | None = None
@@ -111,23 +112,23 @@ class Turns(Governor):
             count.meant += len(waited)
             count.late += sum(one.answered or now > one.deadline for one in waited)
         count.considered += len(waited)
-        count.possible += len(waited) * possible(self.profile, level, batch, cost, self._slack)
+        count.possible += len(waited) * possible(self.costs, level, batch, cost, self._slack)
 
     def failed(self, cause: str, now: float) -> None:
         """As a `Policy`."""
         self.policies[self._name].failed(cause, now)
 
 
-def possible(profile: Profile, level: int, batch: int, cost: float, slack: float) -> float:
+def possible(costs: Sequence[Row], level: int, batch: int, cost: float, slack: float) -> float:
     """Estimate the quality of what an oracle would have given in place of a call.
 
     The call was so many times slower than nominal, and so would any other level have been: the best
     that had fitted then. It cannot know how another level would have scattered, that a
     longer call leaves less time to the next one, nor what a smaller batch had saved.
     """
-    size = profile.of(batch)
-    slower = cost / profile.costs[level][size]
-    fit = [v for v, row in enumerate(profile.costs) if slower * row[size] <= slack]
+    nominal = [row[min(batch, len(row)) - 1] for row in costs]
+    slower = cost / nominal[level]
+    fit = [v for v, each in enumerate(nominal) if slower * each <= slack]
     return QUALITY[1 + max(fit)] if fit else QUALITY[0]
 
 
@@ -162,7 +163,7 @@ class Tally:
 def contestants(profile: Profile) -> dict[str, Policy]:
     """What is compared, by name."""
     governor = Governor()
-    governor.init([dict(zip(profile.sizes, row, strict=True)) for row in profile.costs])
+    governor.init(profile.measured())
     return {
         OURS: governor,
         SMALL: Static(profile),

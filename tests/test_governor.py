@@ -11,7 +11,7 @@ from adaptive.budget import MANDATORY, Budget
 from adaptive.decision import Mode, Settings, decide
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group, Needs
 from adaptive.governor import Governor
-from adaptive.slowdown import Tail, chance
+from adaptive.slowdown import SHIFT, Tail, beyond, chance
 
 COSTS = [0.8e-3 * 1.6**level for level in range(6)]
 BATCHED = [{b: cost * b**0.6 for b in (1, 2, 4, 8)} for cost in COSTS]
@@ -81,23 +81,24 @@ def test_some_have_a_higher_level_only_where_what_is_left_still_has_what_all_wou
     assert found.sure
     assert found.level > plain.level
     assert found.batch < plain.batch
-    taken, left = governor.at_most(found.level, found.batch), queue - found.batch
-    largest = governor.ladder.buckets[-1]
-    rest = -(-left // largest) * governor.at_most(plain.level, min(left, largest))
-    assert taken + rest <= (slack - 0.5e-3) * (1 + 1e-9)
+    taken, left = governor.predict(found.level, found.batch)[0], queue - found.batch
+    largest = governor.ladder.sizes[-1]
+    rest = -(-left // largest) * governor.predict(plain.level, min(left, largest))[0]
+    # One margin is that of both.
+    both = beyond(after.tail, governor.ladder.depth, taken + rest)
+    assert both <= (slack - 0.5e-3) * (1 + 1e-9)
 
 
 def test_where_one_call_at_the_highest_level_does_not_fit_for_all_two_calls_may():
     governor, (_, now) = Governor(), settled_state()
     governor.init([{b: cost * b**0.95 for b in (1, 2, 4, 8)} for cost in COSTS])
     governor.state, _ = settled_state()
-    governor.expect(now)
-    first = governor.at_most(5, 4)
-    slack = 0.5e-3 + first + governor.at_most(4, 4) + 1e-4
+    first, second = (governor.predict(level, 4)[0] for level in (5, 4))
+    slack = 0.5e-3 + beyond(governor.state.tail, governor.ladder.depth, first + second) + 1e-4
     assert governor.at_most(4, 8) < slack - 0.5e-3 < governor.at_most(5, 8)
     assert governor.decide(slack, 8, now)[:3] == (5, 4, True)
-    governor.observe(5, 4, first / 1.2, now + first / 1.2)
-    level, batch, sure, _ = governor.decide(slack - first / 1.2, 4, now + first / 1.2)
+    governor.observe(5, 4, first, now + first)
+    level, batch, sure, _ = governor.decide(slack - first, 4, now + first)
     assert level >= 4
     assert batch == 4
     assert sure
@@ -224,8 +225,8 @@ def test_where_nothing_is_sure_the_level_is_tried_that_promises_most():
         assert not found.sure
         promised = []
         for one, gain in enumerate(worths):
-            room = math.log((slack - 0.5e-3) / governor.predict(one, 1)[0])
-            promised.append(gain * chance(wide, room) if room >= 0 else 0.0)
+            usual, budget = governor.predict(one, 1)[0], slack - 0.5e-3
+            promised.append(gain * chance(wide, budget, usual) if budget >= usual else 0.0)
         assert found.level == promised.index(max(promised))
     assert found.level >= 4
 
@@ -236,7 +237,6 @@ def test_where_not_all_can_be_had_those_are_taken_that_can(past, slacks):
     now = live(governor, past)
     dues = sorted(now + slack for slack in slacks)
     governor.dues = lambda: dues
-    governor.expect(now)
     before = governor.state
     level, batch, sure, after = governor.decide(dues[0] - now, len(dues), now)
     if after == -math.inf:
@@ -255,20 +255,25 @@ def test_where_not_all_can_be_had_those_are_taken_that_can(past, slacks):
         many = min(sum(due >= now + 0.5e-3 + cost for due in dues), size)
         return many / (cost if overloaded else 1.0)
 
-    sizes = [size for size in (1, 2, 4, 8) if size <= len(dues) or size / 2 < len(dues)]
+    whole = min(len(dues), 8)
+    sizes = [size for size in (1, 2, 4, 8) if size < whole] + [whole]
     size = next(size for size in sizes if size >= batch)
     assert had(size) >= max(map(had, sizes)) * (1 - 1e-9)
 
 
 def test_a_chance_is_a_law_that_meets_its_tail():
     tail = Tail(threshold=0.4, excess=0.2)
-    assert chance(tail, 0.0) == pytest.approx(0.5)
-    assert chance(tail, 0.4) == pytest.approx(0.98)
-    assert chance(tail, 0.4 - 1e-9) == pytest.approx(0.98)
-    assert chance(tail, 0.4 + 0.2 * math.log(20)) == pytest.approx(0.999)
-    rooms = [0.01 * n for n in range(-100, 200)]
-    chances = [chance(tail, room) for room in rooms]
-    assert chances == sorted(chances)
+    for typical in (1e-4, 1e-3, 1e-1):
+
+        def held(room, typical=typical):
+            return chance(tail, (typical + SHIFT) * math.exp(room) - SHIFT, typical)
+
+        assert held(0.0) == pytest.approx(0.5)
+        assert held(0.4) == pytest.approx(0.98)
+        assert held(0.4 - 1e-9) == pytest.approx(0.98)
+        assert held(0.4 + 0.2 * math.log(20)) == pytest.approx(0.999)
+        chances = [held(0.01 * n) for n in range(-4, 200)]
+        assert chances == sorted(chances)
 
 
 def test_an_overload_that_nothing_could_meet_leaves_no_margin_behind():
@@ -298,7 +303,7 @@ def test_a_backlog_lowers_the_level_but_never_below_the_cheapest_that_fits():
     assert levels[-1] == 0
 
 
-def test_a_batch_takes_all_that_wait_up_to_the_largest_bucket():
+def test_a_batch_takes_all_that_wait_up_to_the_largest_batch():
     governor = started()
     assert [governor.decide(1.0, queue, 0.0).batch for queue in (0, 1, 3, 8, 50)] == [0, 1, 3, 8, 8]
 
@@ -336,12 +341,12 @@ def test_failures_cap_the_level_and_the_cap_is_lifted_by_time_and_a_good_call():
 def test_learning_needs_a_gap_that_holds_it_at_the_tail_and_a_trusted_machine():
     governor, now = settled()
     slow = math.exp(governor.state.slowdown.mean)
-    safe = governor.predict(0, 1)[1] / governor.predict(0, 1)[0]
+    step = beyond(governor.state.tail, governor.ladder.depth, 1e-3 * slow)
     top = len(COSTS) - 1
     assert governor.state.level == top  # which the next sample is to have
     after = 0.5e-3 + governor.at_most(top, 1)
-    assert governor.may_learn(after + 1.01e-3 * safe * slow, 0, 1e-3)
-    assert not governor.may_learn(after + 0.99e-3 * safe * slow, 0, 1e-3)
+    assert governor.may_learn(after + 1.01 * step, 0, 1e-3)
+    assert not governor.may_learn(after + 0.99 * step, 0, 1e-3)
     assert not governor.may_learn(0.0, 0, 1e-9)
     governor.failed("crashed", now)
     assert not governor.may_learn(1.0, 0, 1e-3)
@@ -373,7 +378,8 @@ def test_what_waits_and_what_comes_during_a_learning_step_still_gets_the_highest
         governor.observe(top, 2, BATCHED[top][2], now)
         now += 10e-3
     # Three that wait, two that always come with the next, two of each 10 ms that the step takes.
-    step = 10e-3 * governor.at_most(top, 8) / BATCHED[top][8]
+    slow = math.exp(governor.state.slowdown.mean)
+    step = beyond(governor.state.tail, governor.ladder.depth, 10e-3 * slow)
     after = 0.5e-3 + step + governor.at_most(top, 3 + 4)
     assert governor.may_learn(1.001 * after, 3, 10e-3)
     assert not governor.may_learn(0.999 * after, 3, 10e-3)

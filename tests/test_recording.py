@@ -1,5 +1,6 @@
 """What is recorded of a machine, and the worlds made of it."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -85,7 +86,9 @@ def test_what_comes_along_is_small_and_whole():
             found = trace(load, part)
             assert len(found.residuals) == 3
             assert found.time[-1] > 20.0
-            assert all(np.isfinite(one).all() for one in (found.slow, *found.residuals))
+            parts = found.slow, *found.residuals, *found.stalls
+            assert all(np.isfinite(one).all() for one in parts)
+            assert all(one.min() >= 0.0 for one in found.stalls)
     assert not np.array_equal(trace("idle", TUNING).slow, trace("idle", HELD_OUT).slow)
 
 
@@ -93,33 +96,44 @@ def test_a_slowdown_and_a_residual_make_the_recorded_cost_again():
     found = trace("busy")
     with np.load(FILE) as file:
         time, ratio, kind = (file[f"{TUNING}/busy/{name}"] for name in ("time", "ratio", "kind"))
+        table = json.loads(file["about"].tobytes())["nominal_us"]
+        nominals = [{int(size): cost for size, cost in row.items()} for row in table]
         usual, kinds = (file[f"{TUNING}/idle/{name}"] for name in ("ratio", "kind"))
     for one in (0, 4, 8):
         level = one // 3
         mine = np.flatnonzero(kind // 3 == level)
         which = np.flatnonzero(kind[mine] == one)[100:110]
         at = time[mine[which]].astype(float)
+        nominal = 1e-6 * nominals[level][(1, 8, 32)[one % 3]]
         made = found.slowdown(at - time[0], 0.0) + found.residuals[level][which]
         made += np.median(usual[kinds == one].astype(float))
-        np.testing.assert_allclose(made, ratio[mine[which]].astype(float), atol=1e-3)
+        cost = nominal * np.exp(made) + found.stalls[level][which]
+        wanted = nominal * np.exp(ratio[mine[which]].astype(float))
+        np.testing.assert_allclose(cost, wanted, rtol=2e-3)
 
 
 def test_residuals_are_drawn_in_blocks_of_the_same_moments():
     found = trace("memory")
-    noise = found.noise(3 * BLOCK, 3, np.random.default_rng(0))
+    noise, stalls = found.scatter(3 * BLOCK, 3, np.random.default_rng(0))
     for level in range(3):
-        known = found.residuals[level]
-        for block in noise[:, level].reshape(3, BLOCK):
+        known, still = found.residuals[level], found.stalls[level]
+        for n, block in enumerate(noise[:, level].reshape(3, BLOCK)):
             (starts,) = np.nonzero(known == block[0])
-            assert any((known[s : s + BLOCK] == block).all() for s in starts)
-    assert noise.shape == (3 * BLOCK, 3)
-    beyond = found.noise(5, 4, np.random.default_rng(0))
-    np.testing.assert_array_equal(beyond[:, 3], beyond[:, 2])
+            (same,) = [s for s in starts if np.array_equal(known[s : s + BLOCK], block)]
+            stood = stalls[n * BLOCK : (n + 1) * BLOCK, level]
+            np.testing.assert_array_equal(still[same : same + BLOCK], stood)
+    assert noise.shape == stalls.shape == (3 * BLOCK, 3)
+    for made in found.scatter(5, 4, np.random.default_rng(0)):
+        np.testing.assert_array_equal(made[:, 3], made[:, 2])
 
 
-def test_a_spike_of_one_call_is_no_slowdown():
-    found = trace("idle")
-    assert found.slow.max() < max(one.max() for one in found.residuals)
+def test_calls_that_stand_still_are_no_slowdown_and_do_so_however_long_they_are():
+    found = trace("busy")
+    assert np.ptp(found.slow) < 0.5
+    for stalls in found.stalls:
+        stood = stalls[stalls > 0.0]
+        assert 0.1 < len(stood) / len(stalls) < 0.5
+        assert 2e-3 < np.median(stood) < 5e-3
     assert NEAR >= 1
 
 

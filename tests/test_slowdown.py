@@ -6,25 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive.slowdown import (
-    COLD_MAX,
     CORRECTION_MAX,
     LOW,
     OFTEN,
+    SHIFT,
     SPIKE,
     STEP,
-    TILT_MAX,
     USUAL,
-    Effects,
     Slowdown,
     Tail,
     believed,
-    coldness,
-    common,
+    beyond,
     margin,
-    paused,
-    regress,
     track,
     widen,
+    within,
 )
 
 
@@ -117,49 +113,6 @@ def test_the_margin_is_exceeded_no_more_often_than_asked_for_whatever_the_law(ep
     assert above / calls <= epsilon + 1.7 / (0.1 * calls)
 
 
-def paired(calls=600, cold=0.6, tilt=0.0, every=2, level=lambda n: 0):
-    """What was learned of calls of which every second, or each, comes after a long pause."""
-    draw, slowdown, effects = random.Random(2), Slowdown(), Effects()
-    for n in range(calls):
-        effects = paused(effects, 0.045 if n % every == 0 else 1e-4)
-        z = cold * effects.now + tilt * level(n) + draw.gauss(0.3, 0.05)
-        known = common(effects) + effects.tilt * level(n)
-        slowdown, residual, kind = track(slowdown, z - known, 1.0, False)
-        effects = regress(effects, residual, kind, level(n))
-    return slowdown, effects
-
-
-@pytest.mark.parametrize("tilt", [-0.3, 0.0, 0.5])
-def test_what_pauses_and_levels_add_is_learned_apart_from_how_slow_all_are(tilt):
-    slowdown, effects = paired(2000, tilt=tilt, level=lambda n: n // 3 % 3)
-    assert effects.cold == pytest.approx(0.6, abs=0.1)
-    assert effects.tilt == pytest.approx(tilt, abs=0.05)
-    for pause in (0.0, 5e-3, 0.05):
-        ahead = believed(slowdown) + common(paused(effects, pause))
-        assert ahead == pytest.approx(0.3 + 0.6 * coldness(pause), abs=0.1)
-
-
-def test_where_all_pauses_and_levels_are_alike_nothing_is_learned_from_them():
-    slowdown, effects = paired(every=1, level=lambda n: 2, tilt=0.4)
-    assert (effects.cold, effects.tilt) == pytest.approx((0.0, 0.0), abs=0.02)
-    wanted = 0.3 + 0.8 + 0.6 * coldness(0.045)
-    assert believed(slowdown) + common(effects) == pytest.approx(wanted, abs=0.05)
-
-
-@given(
-    st.lists(
-        st.tuples(st.floats(0.0, math.inf), st.floats(-10, 10), st.integers(0, 5)), max_size=30
-    )
-)
-def test_no_call_however_odd_leaves_an_effect_outside_of_its_limits(calls):
-    effects = Effects()
-    for pause, residual, level in calls:
-        effects = regress(paused(effects, pause), residual, USUAL, level)
-        assert 0.0 <= effects.cold <= COLD_MAX
-        assert abs(effects.tilt) <= TILT_MAX
-        assert abs(common(effects)) <= COLD_MAX + 5 * TILT_MAX
-
-
 def test_calls_that_stand_still_widen_no_margin_however_often():
     slowdown, tail = settled(), Tail()
     for n in range(2000):
@@ -168,3 +121,56 @@ def test_calls_that_stand_still_widen_no_margin_however_often():
         tail = widen(tail, residual, kind, z > 0.0, False, 1e-3)
     assert tail.correction <= 0.0
     assert tail.excess <= Tail().excess
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 0.7), st.floats(-0.2, 1.5), st.floats(1e-5, 1.0))
+def test_what_may_be_expected_within_a_budget_takes_the_budget_at_most(
+    threshold, excess, correction, typical
+):
+    tail, depth = Tail(threshold, excess, correction), math.log(20)
+    budget = beyond(tail, depth, typical)
+    assert budget >= typical * (1 - 1e-9)
+    assert within(tail, depth, budget) == pytest.approx(typical, rel=1e-6, abs=1e-9)
+    # Of a short call the margin is the larger share, of a long one the longer time.
+    longer = beyond(tail, depth, 2.0 * typical)
+    assert longer / (2.0 * typical) <= budget / typical * (1 + 1e-9)
+    assert longer - 2.0 * typical >= budget - typical - 1e-12
+
+
+def test_a_short_call_that_stands_still_says_less_of_how_slow_all_are_than_a_long_one():
+    moved = []
+    for nominal in (1e-4, 1e-3, 1e-1):
+        z = math.log(1.5)  # half as long again, usual noise
+        state = Slowdown(variance=0.01, noise=0.04)
+        after, residual, kind = track(state, z, 1.0, False, SHIFT / nominal)
+        assert kind == USUAL
+        assert residual == pytest.approx(
+            math.log((1.5 * nominal + SHIFT) / (nominal + SHIFT)), rel=1e-9
+        )
+        moved.append(after.mean)
+    assert 0.0 < moved[0] < moved[1] < moved[2]
+
+
+def test_without_a_shift_residuals_are_ratios():
+    state = Slowdown(mean=0.2, variance=0.01, noise=0.04)
+    _, residual, _ = track(state, 0.5, 1.0, False)
+    assert residual == pytest.approx(0.3)
+
+
+def test_where_calls_lose_the_processor_now_and_then_long_ones_need_no_margin_of_short_ones():
+    # One in a hundred stands still for 1 ms and more, whether it takes .2 or 4 ms.
+    draw, slowdown, tail, depth = random.Random(7), settled(), Tail(), math.log(20)
+    late, calls = {0.2e-3: 0, 4e-3: 0}, 40_000
+    for n in range(calls):
+        nominal = 0.2e-3 if n % 2 else 4e-3
+        stood = draw.expovariate(1e3) + 1e-3 if draw.random() < 0.01 else 0.0
+        cost = nominal * math.exp(draw.gauss(0.0, 0.05)) + stood
+        missed = cost > beyond(tail, depth, nominal * math.exp(believed(slowdown)))
+        late[nominal] += missed
+        z = math.log(cost / nominal)
+        slowdown, residual, kind = track(slowdown, z, 1.0, False, SHIFT / nominal)
+        tail = widen(tail, residual, kind, missed, False, 1e-3)
+    assert max(2 * many / calls for many in late.values()) < 3e-3
+    # The short ones need a tenfold margin; of the long ones nobody asks for that.
+    assert beyond(tail, depth, 0.2e-3) > 1.5e-3
+    assert beyond(tail, depth, 4e-3) < 0.5 * 20 * beyond(tail, depth, 0.2e-3)

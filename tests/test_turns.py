@@ -43,7 +43,7 @@ def test_the_oracle_takes_the_best_level_that_fits_as_slow_as_the_call_was():
     for slack, best in ((7.9, 0), (8.0, 1), (31.0, 2), (32.0, 3)):
         for level in range(3):
             cost = 2 * PROFILE.costs[level][1]
-            assert possible(PROFILE, level, 5, cost, slack) == QUALITY[best]
+            assert possible(PROFILE.every(), level, 8, cost, slack) == QUALITY[best]
 
 
 class Told:
@@ -74,16 +74,16 @@ def waiting(deadline, answered=False):
 
 
 def test_each_policy_hears_of_its_own_calls_and_answers_for_them():
-    a, b = Told(Decision(2, 3)), Told(Decision(0, 8, sure=False))
+    a, b = Told(Decision(2, 8)), Told(Decision(0, 8, sure=False))
     assert isinstance(a, Policy)
     turns = Turns({"a": a, "b": b}, Schedule(0.0, 10.0, ("a", "b")), PROFILE, 1.0)
     late, early = waiting(5.0), waiting(9.0)
     backlog, turns.lines = [late, waiting(2.0, True), early, waiting(1.0)], [Line()]
     turns.bank, turns.lines[0].hope = SimpleNamespace(backlog=backlog, taken=[]), 0.1
-    assert turns.decide(8.0, 4, 3.0) == Decision(2, 3)
+    assert turns.decide(8.0, 4, 3.0) == Decision(2, 8)
     assert turns.lines[0].hope == 1.0
     turns.bank.taken = backlog[:3]
-    turns.observe(2, 3, 32.0, 7.0)
+    turns.observe(2, 8, 32.0, 7.0)
     assert turns.counts["a"] == Count(
         meant=2, late=1, calls=1, considered=2, possible=2 * QUALITY[1]
     )
@@ -94,7 +94,7 @@ def test_each_policy_hears_of_its_own_calls_and_answers_for_them():
     turns.failed("worker", 17.0)
     assert turns.counts["b"].meant == 0
     assert turns.counts["b"].calls == 1
-    assert a.heard == [(2, 3, 32.0)]
+    assert a.heard == [(2, 8, 32.0)]
     assert b.heard == [(0, 4, 4.0), "worker"]
     # What a turn inherits does not count.
     turns.decide(6.0, 4, 0.5)
