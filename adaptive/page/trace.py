@@ -47,8 +47,8 @@ class Trace:
         points = list(self.points)
         self.points.clear()
         some = points[:: -(-len(points) // SHOWN) or 1]
-        each = np.reshape([point for _, _, point in some], (len(some), 3, -1))
-        values, forecast, spread = each.transpose(1, 2, 0).tolist() if some else ([], [], [])
+        each = np.array([point for _, _, point in some]).reshape(-1, 3, self._nothing.shape[1])
+        values, forecast, spread = each.transpose(1, 2, 0).tolist()
         return {
             "time": [time for time, _, _ in some],
             "score": [score for _, score, _ in some],

@@ -85,9 +85,10 @@ def histogram(quantiles: Quantiles) -> dict[str, Any]:
         above all bins is in the first or the last.
     """
     bins, width = quantiles.bins, quantiles.ratio**BINS
-    counts = [sum(bins[n : n + BINS]) for n in range(1, len(bins) - 1, BINS)]
+    last = len(bins) - 1
+    counts = [sum(bins[n : min(n + BINS, last)]) for n in range(1, last, BINS)]
     counts[0] += bins[0]
-    counts[-1] += bins[-1]
+    counts[-1] += bins[last]
     some = [n for n, count in enumerate(counts) if count] or [0]
     low = quantiles.low * width ** some[0]
     return {"low": low, "ratio": width, "counts": counts[some[0] : some[-1] + 1]}

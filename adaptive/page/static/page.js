@@ -125,7 +125,7 @@ function showStreams({ in_all, found, lines }) {
 
 // --- the chosen stream --------------------------------------------------------------------------
 
-const SECONDS = 10, FEWEST = 120;
+const SECONDS = 10, FEWEST = 240; // of the signal, and samples of slow ones, that are shown
 let looked = null; // the plots of the chosen stream, and the points in them
 const told = new Map(); // what became of answers to alarms
 
@@ -221,10 +221,10 @@ async function tell(stream, time, label, text) {
 const MINUTE = 62; // [s]
 
 function bankSection(bank) {
-  const section = make("section"), head = make("div", "", "head"), cards = make("div", "", "cards");
+  const section = make("section"), head = make("div", "", "head"), plots = make("div", "", "cards"), cards = make("div", "", "cards");
   section.mode = make("span", "", "quiet");
   head.append(make("h2", `Governor of the ${whole(bank.streams)} stream${bank.streams === 1 ? "" : "s"} with ${bank.channels} channel${bank.channels === 1 ? "" : "s"}`), section.mode);
-  const box = (title) => { const made = make("div"); made.append(make("h3", title)); cards.append(made); return made; };
+  const box = (title) => { const made = make("div"); made.append(make("h3", title)); plots.append(made); return made; };
   const level = box("Level in use: share of the answers, last minute [%]");
   section.level = sharePlot(level, bank.levels);
   section.legend = make("div", "", "legend");
@@ -236,7 +236,7 @@ function bankSection(bank) {
   cost.append(section.longer);
   section.cards = cards;
   section.seen = []; // [when, answers by level]
-  section.append(head, cards);
+  section.append(head, plots, cards);
   return section;
 }
 
@@ -272,7 +272,7 @@ function showBanks(banks, budgets, now, inAll) {
     texts([section.longer], [`${whole(bank.longer)} of ${whole(bank.sure)} calls that were to be in time took longer than there was${part(bank.longer, bank.sure)}`]);
     const answered = Object.values(bank.answers).reduce((sum, count) => sum + count, 0);
     const cards = section.cards;
-    card(cards, "misses", `Answers that missed their deadline, by cause: ${""}`.replace(": ", ""), counts(bank.causes));
+    card(cards, "misses", "Answers that missed their deadline, by cause", counts(bank.causes));
     card(cards, "reasons", "Answers that are mandatory alone, by reason", counts(bank.reasons));
     card(cards, "traded", "What was traded away", [
       ["refined answers lost", `${whole(bank.mandatory)}${part(bank.mandatory, answered)}`],
@@ -359,7 +359,7 @@ async function listen(signal) {
     const messages = (text + value).split("\n\n");
     text = messages.pop();
     place("trouble").hidden = true;
-    if (messages.length) show(JSON.parse(messages.at(-1).slice("data: ".length)));
+    for (const message of messages) show(JSON.parse(message.slice("data: ".length)));
   }
 }
 

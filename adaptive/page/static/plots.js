@@ -24,7 +24,7 @@ function plot(parent, height, options, data) {
   place.className = "plot";
   parent.append(place);
   const made = new uPlot({
-    width: Math.max(place.clientWidth, 100), height, padding: [6, 6, 0, 0], legend: { show: false },
+    width: Math.max(place.clientWidth, 100), height, padding: [6, 16, 0, 0], legend: { show: false },
     cursor: { show: false }, ...options,
     axes: [{ ...axis, ...x }, { ...axis, size: 46, space: 28, ...y }],
   }, data, place);
@@ -39,8 +39,9 @@ function plot(parent, height, options, data) {
 
 const line = (name, width = 1) => ({ stroke: () => colour(name), width, points: { show: false } });
 
-// Whether times are a clock's, or seconds of a recording.
-const clock = (times) => ({ x: { time: times.length > 0 && times.at(-1) > 1e8 } });
+// Times are a clock's, or seconds of a recording; a date takes a line of its own.
+const dated = (times) => times.length > 0 && times.at(-1) > 1e8;
+const below = (times) => ({ size: dated(times) ? 38 : 26 });
 
 const marks = (alarms, height) => (u) => {
   u.ctx.save();
@@ -56,7 +57,7 @@ const marks = (alarms, height) => (u) => {
 // A channel's values, and the band where they were expected. Data: times, low, high, forecast, values.
 function signalPlot(parent, times, alarms) {
   return plot(parent, 130, {
-    scales: clock(times), axes: [{}, {}],
+    scales: { x: { time: dated(times) } }, axes: [below(times), {}],
     series: [{}, { ...line("--band", 0) }, { ...line("--band", 0) }, line("--accent"), line("--ink", 1.2)],
     bands: [{ series: [2, 1], fill: () => colour("--band") }],
     hooks: { draw: [marks(alarms, 0.08)] },
@@ -65,8 +66,8 @@ function signalPlot(parent, times, alarms) {
 
 function scorePlot(parent, times, alarms) {
   return plot(parent, 90, {
-    scales: { ...clock(times), y: { range: [0, 1.02] } },
-    axes: [{}, { splits: () => [0, 0.5, 1] }],
+    scales: { x: { time: dated(times) }, y: { range: [0, 1.02] } },
+    axes: [below(times), { splits: () => [0, 0.5, 1] }],
     series: [{}, line("--ink", 1.2)],
     hooks: { draw: [marks(alarms, 1)] },
   }, [[], []]);
@@ -96,12 +97,22 @@ function stacked(shares) {
   return sums.reverse();
 }
 
-// A histogram over a logarithmic axis, in units of `scale`.
+// 1, 2 and 5 of each decade.
+function decades(low, high) {
+  const marks = [];
+  for (let one = 10 ** Math.floor(Math.log10(low)); one <= high; one *= 10) marks.push(one, 2 * one, 5 * one);
+  return marks.filter((mark) => mark >= low && mark <= high);
+}
+
+// A histogram over a logarithmic axis.
 function histogramPlot(parent, suffix) {
   return plot(parent, 120, {
-    scales: { x: { time: false, distr: 3 }, y: { range: (_, low, high) => [0, high || 1] } },
+    scales: { x: { time: false, distr: 3, range: (_, low, high) => [low, high] }, y: { range: (_, low, high) => [0, high || 1] } },
     axes: [
-      { values: (_, all) => all.map((v) => (v === null ? null : `${+v.toPrecision(2)}${suffix}`)), space: 40 },
+      {
+        splits: (_, axis, low, high) => decades(low, high), filter: (_, all) => all,
+        values: (_, all) => all.map((v) => `${+v.toPrecision(2)}${suffix}`),
+      },
       { values: (_, all) => all.map((v) => `${v} %`) },
     ],
     series: [{}, { fill: () => colour("--bar"), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.92] }) }],
@@ -110,7 +121,7 @@ function histogramPlot(parent, suffix) {
 
 function binned({ low, ratio, counts }, scale) {
   const whole = counts.reduce((sum, count) => sum + count, 0) || 1;
-  // An empty bin at either end keeps a single one from filling the plot.
-  const all = [0, ...counts, 0];
-  return [all.map((_, n) => scale * low * ratio ** (n - 0.5)), all.map((count) => (100 * count) / whole)];
+  const empty = [0, 0, 0]; // at either end, so that a single bin does not fill the plot
+  const all = [...empty, ...counts, ...empty];
+  return [all.map((_, n) => scale * low * ratio ** (n - 2.5)), all.map((count) => (100 * count) / whole)];
 }
