@@ -31,7 +31,9 @@ def run_agent(args: argparse.Namespace) -> int:
         page = server.opened(config.page, agent.loop, agent.health)
     ERR.print(f"started after {time.perf_counter() - started:.1f} s", style="dim")
     if page:
-        ERR.print(f"what it does is shown at {page.url}", style="dim", highlight=False)
+        once = ", once with ?token= and that of [page] at its end" * bool(config.page.token)
+        text = f"what it does is shown at {page.url}{once}"
+        ERR.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
     asyncio.run(supervise(agent, args, page))
     agent.loop.check()
     # Where answers go to standard output, nothing else may.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from adaptive.config import PageSettings
 
 COOKIE = "adaptive-token"
+ANY = "0.0.0.0", "::"  # every address of this machine
 
 
 class Refusal(NamedTuple):
@@ -27,6 +28,12 @@ class Refusal(NamedTuple):
 def address(host: str, port: int) -> str:
     """Host and port as they stand in a URL and in a Host header."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def url(settings: PageSettings) -> str:
+    """Where the page is to be opened."""
+    host = socket.gethostname() if settings.host in ANY else settings.host
+    return f"http://{address(host, settings.port)}/"
 
 
 def refused(
@@ -42,8 +49,8 @@ def refused(
     """
     host = headers.get("host", "")
     if not served(settings, host):
-        wanted = address(settings.host, settings.port)
-        return Refusal(421, f"Host: wanted {wanted}, got {host or 'none'}. Use that address.")
+        wanted = url(settings)
+        return Refusal(421, f"Host: wanted that of {wanted}, got {host or 'none'}. Open that.")
     origin = headers.get("origin", "")
     if method == "POST" and origin and origin != f"http://{host}":
         return Refusal(403, f"Origin: wanted http://{host}, got {origin}: it is of another page.")
@@ -62,11 +69,11 @@ def served(settings: PageSettings, host: str) -> bool:
     if ":" not in host.rpartition("]")[2]:
         host += ":80"
     names = {settings.host}
-    if settings.local:
+    if settings.local or settings.host in ANY:
         names |= {"localhost", "127.0.0.1", "::1"}
-    if settings.host in ("0.0.0.0", "::"):  # any address of this machine: they are no names
+    if settings.host in ANY:
         names.add(socket.gethostname())
-        name, _, port = host.rpartition(":")
+        name, _, port = host.rpartition(":")  # what is no name leads to no other machine
         try:
             ip_address(name.strip("[]"))
         except ValueError:

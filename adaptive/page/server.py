@@ -20,7 +20,7 @@ from adaptive.config import PageSettings
 from adaptive.health import Health
 from adaptive.loop import Loop
 from adaptive.page import answers
-from adaptive.page.guard import COOKIE, address, known, refused
+from adaptive.page.guard import COOKIE, address, known, refused, url
 from adaptive.page.view import able
 from adaptive.page.watcher import Watcher
 
@@ -79,7 +79,7 @@ class Page:
             OSError: The address cannot be had.
         """
         self.settings, self.loop, self.health = settings, loop, health
-        self.url = f"http://{address(settings.host, settings.port)}/"
+        self.url = url(settings)
         self.watching, self._started = 0, 0.0
         static = files("adaptive.page").joinpath("static")
         self._files = {

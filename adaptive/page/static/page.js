@@ -5,7 +5,9 @@ const place = (id) => document.getElementById(id);
 const number = (x, digits = 3) =>
   x === null || x === undefined ? "-" : x.toLocaleString("en", { maximumSignificantDigits: digits });
 const whole = (x) => x.toLocaleString("en");
-const share = (x, digits = 2) => (x === null ? "-" : `${(100 * x).toFixed(digits)} %`);
+const share = (x) => (x === null ? "-" : `${number(100 * x, 2)} %`);
+// Cut, not rounded: 100 % is all of them.
+const most = (x) => (x === null ? "-" : `${(Math.floor(1e4 * x) / 100).toFixed(2)} %`);
 const part = (some, all) => (all ? `, ${share(some / all)}` : "");
 const megabytes = (x) => (x === null ? "-" : `${whole(Math.round(x / 1e6))} MB`);
 
@@ -87,7 +89,7 @@ function showState(m) {
   const said = [
     [`running since ${since.toLocaleTimeString()} (${ago(m.running_s)})`, ""],
     [`${number(m.rate_hz)} samples/s`, ""],
-    [`${share(m.account.in_time)} answered in time`, m.account.in_time < 0.99 ? "warn" : ""],
+    [`${most(m.account.in_time)} answered in time`, m.account.in_time < 0.99 ? "warn" : ""],
     [`governor ${mode}${cause ? `: ${words(cause)}` : ""}`, mode === "NORMAL" ? "" : "warn"],
     m.ready ? ["models ready", ""] : [`preparing the models (${m.preparing}); answers are mandatory`, "warn"],
   ];
@@ -115,7 +117,7 @@ function showStreams({ in_all, found, lines }) {
     row.setAttribute("aria-selected", line.name === chosen());
     texts([...row.cells].slice(1), [
       number(line.rate_hz), line.level, `${number(line.p50_ms, 2)} / ${number(line.p99_ms, 2)}`,
-      share(line.in_time), whole(line.missed), whole(line.alarms),
+      most(line.in_time), whole(line.missed), whole(line.alarms),
       line.score === null ? "-" : line.score.toFixed(2),
     ]);
     row.cells[2].className = line.level === "mandatory" ? "warn" : "";
@@ -164,7 +166,7 @@ function extend(c) {
 function showChosen(c, now) {
   place("chosen").hidden = !c;
   if (!c) return;
-  const error = c.error_ratio === null ? "" : `; squared error of the forecasts ${share(c.error_ratio, 0)} of that of "it stays as it is"`;
+  const error = c.error_ratio === null ? "" : `; squared error of the forecasts ${share(c.error_ratio)} of that of "it stays as it is"`;
   const more = c.channels.length < c.channels_in_all ? `; the first ${c.channels.length} of ${c.channels_in_all} channels` : "";
   texts([place("chosen-name"), place("chosen-about")], [
     c.name,
@@ -185,11 +187,11 @@ function alarmItem(stream, alarm) {
   item.said = make("span", "", "quiet");
   item.append(make("strong", alarm.reason), make("br"), item.when);
   if (alarm.moments.length) {
-    const moments = alarm.moments.map(([samples, weight]) => `${whole(samples)} (${share(weight, 0)})`).join(", ");
+    const moments = alarm.moments.map(([samples, weight]) => `${whole(samples)} (${share(weight)})`).join(", ");
     item.append(make("div", `attended to samples ago: ${moments}`, "quiet"));
   }
   if (alarm.channels.length > 1) {
-    const parts = alarm.channels.map(([name, weight]) => `${name} ${share(weight, 0)}`).join(", ");
+    const parts = alarm.channels.map(([name, weight]) => `${name} ${share(weight)}`).join(", ");
     item.append(make("div", `kept apart from them by: ${parts}`, "quiet"));
   }
   for (const [text, label] of [["that was one", 1], ["nothing", 0]]) {
@@ -257,7 +259,7 @@ function showLevels(section, bank) {
     return entry;
   }, (entry, name) => {
     const k = bank.levels.indexOf(name);
-    texts([entry.lastChild], [`${name} ${last ? share(last[1][k] / last[2], 0) : "-"}`]);
+    texts([entry.lastChild], [`${name} ${last ? share(last[1][k] / last[2]) : "-"}`]);
   });
 }
 

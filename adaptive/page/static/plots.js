@@ -56,9 +56,9 @@ const marks = (alarms, height) => (u) => {
 
 // A channel's values, and the band where they were expected. Data: times, low, high, forecast, values.
 function signalPlot(parent, times, alarms) {
-  return plot(parent, 130, {
+  return plot(parent, 150, {
     scales: { x: { time: dated(times) } }, axes: [below(times), {}],
-    series: [{}, { ...line("--band", 0) }, { ...line("--band", 0) }, line("--accent"), line("--ink", 1.2)],
+    series: [{}, { ...line("--band", 0) }, { ...line("--band", 0) }, line("--forecast", 3), line("--ink", 1.2)],
     bands: [{ series: [2, 1], fill: () => colour("--band") }],
     hooks: { draw: [marks(alarms, 0.08)] },
   }, [[], [], [], [], []]);
@@ -84,7 +84,7 @@ function sharePlot(parent, levels) {
   })).reverse(); // the sum of all is drawn first
   return plot(parent, 120, {
     scales: { x: { time: false, range: [-60, 0] }, y: { range: [0, 100] } },
-    axes: [{ values: (_, all) => all.map((s) => `${s} s`) }, { splits: () => [0, 50, 100], values: (_, all) => all.map((s) => `${s} %`) }],
+    axes: [{ values: (_, all) => all.map((s) => (s > -60 ? `${s} s` : "")) }, { splits: () => [0, 50, 100], values: (_, all) => all.map((s) => `${s} %`) }],
     series: [{}, ...areas],
   }, [[], ...levels.map(() => [])]);
 }
@@ -97,10 +97,10 @@ function stacked(shares) {
   return sums.reverse();
 }
 
-// 1, 2 and 5 of each decade.
+// Round numbers, two or three of each decade.
 function decades(low, high) {
-  const marks = [];
-  for (let one = 10 ** Math.floor(Math.log10(low)); one <= high; one *= 10) marks.push(one, 2 * one, 5 * one);
+  const marks = [], steps = high / low < 200 ? [1, 2, 5] : [1, 3];
+  for (let one = 10 ** Math.floor(Math.log10(low)); one <= high; one *= 10) marks.push(...steps.map((step) => step * one));
   return marks.filter((mark) => mark >= low && mark <= high);
 }
 
