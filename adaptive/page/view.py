@@ -18,6 +18,7 @@ from adaptive.telemetry import Counters, Quantiles
 
 ALARMS = 12  # of the chosen stream, newest first
 ATTENDED = 5  # past moments, and channels, that are named for an alarm
+LITTLE = 1e-3  # attention on a moment that is not named
 CHANNELS = 8  # of the chosen stream, at most
 BINS = 3  # of a histogram of `Quantiles`, that are one here
 
@@ -70,7 +71,7 @@ def alarm(result: Result) -> dict[str, Any]:
     }
     if seen := attention(result):
         moments = zip(seen["samples_ago"], seen["weight"], strict=True)
-        some = [(ago, weight) for ago, weight in moments if weight > 0.0]
+        some = [(ago, weight) for ago, weight in moments if weight > LITTLE]
         shown["moments"] = sorted(some, key=lambda moment: -moment[1])[:ATTENDED]
         parts = sorted(seen["channel"].items(), key=lambda part: -part[1])
         shown["channels"] = parts[:ATTENDED]

@@ -97,9 +97,9 @@ function stacked(shares) {
   return sums.reverse();
 }
 
-// Round numbers, two or three of each decade.
+// Round numbers, up to three of each decade.
 function decades(low, high) {
-  const marks = [], steps = high / low < 200 ? [1, 2, 5] : [1, 3];
+  const marks = [], wide = high / low, steps = wide < 200 ? [1, 2, 5] : wide < 2000 ? [1, 3] : [1];
   for (let one = 10 ** Math.floor(Math.log10(low)); one <= high; one *= 10) marks.push(...steps.map((step) => step * one));
   return marks.filter((mark) => mark >= low && mark <= high);
 }
