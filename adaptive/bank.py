@@ -1,8 +1,9 @@
 """Streams that one controller scores together, and their samples on the way to an answer."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from adaptive.controller import MANDATORY, Controller, Queued
 from adaptive.decision import NORMAL, Mode
 from adaptive.feedback import Matches, Pending
 from adaptive.governor import Governor
+from adaptive.settings import KINDS
 from adaptive.sinks import Result
 from adaptive.telemetry import Calls, Counters, Quantiles, Rate
 from sensors.sample import Feedback, Sample, Source, Stream
 from sensors.transforms import Chain
 
 ALARMS_KEPT = CHANGES_KEPT = 32
+TRUSTED = 30  # samples before a loss means something
 # Weight of the newest call in what is usual beside its work; and what that may be at first [s]: one
 # that stood still says nothing.
 RECENT, STALL = 0.05, 1e-3
@@ -41,10 +44,25 @@ class Track:
     backwards: int = 0
     newest: float = -inf  # [s] time of the newest sample
     alarms: deque[Result] = field(default_factory=lambda: deque(maxlen=ALARMS_KEPT))
-    level: int = MANDATORY
+    level: int = MANDATORY  # of the newest answer
+    score: float = nan  # of the newest answer
     line: Line = field(default_factory=Line)  # what of it waits for the model
     loss: np.ndarray | None = None  # of the model and its parts, as in `settings.KINDS`
     landed: int = 0  # answers of the model's that are not handed on yet
+    onlookers: tuple[Callable[[Result], None], ...] = ()  # are shown each answer
+
+    @property
+    def level_name(self) -> str:
+        """The level of the newest answer."""
+        return "mandatory" if self.level < 0 else self.bank.controller.levels[self.level].name
+
+    @property
+    def error_ratio(self) -> float:
+        """The squared error of the forecasts, of that of 'it stays as it is'; NaN if unknown."""
+        if self.loss is None or self.counters.received < TRUSTED:
+            return nan
+        of = dict(zip(KINDS, self.loss.tolist(), strict=True))
+        return of["served"] / of["persistence"] if of["persistence"] > 0 else nan
 
     def seen(self, index: int, time: float) -> None:
         """Take note of an answer, and learn the feedback that came before it."""

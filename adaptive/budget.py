@@ -23,6 +23,7 @@ REPAY = 4.0  # [s] within which what was spent too much, or saved, is made up fo
 # How long it takes to become dear when twice the budget is spent [s], and how much may be saved or
 # owed [s of the rate]. A quota cannot be saved.
 SPANS = {"cpu": (0.25, 2.0), "energy": (1.0, 10.0), "quota": (0.1, 0.1)}
+UNITS = {"cpu": "CPU-s", "energy": "J", "quota": "CPU-s of the quota"}
 # Of a quota, what is aimed at in the long run, and what may be used within a period: calls differ,
 # and what the kernel hands out in slices to each core is used up before it is spent.
 QUOTA_AIM, QUOTA_MOST = 0.9, 0.95
@@ -283,9 +284,8 @@ class Budget:
 
 def described(budget: Budget) -> str:
     """What was spent of what, and the price."""
-    units = {"cpu": "CPU-s", "energy": "J", "quota": "CPU-s of the quota"}
     parts = [
-        f"{one.spent:.1f} of {one.granted:.1f} {units[name]}"
+        f"{one.spent:.1f} of {one.granted:.1f} {UNITS[name]}"
         for name, one in budget.accounts.items()
     ]
     return f"{', '.join(parts)}, price {budget.price:.2f}"

@@ -24,8 +24,17 @@ def run_agent(args: argparse.Namespace) -> int:
     config = configuration.load(args.config)
     with bar("compiling", None) as advance:
         agent = Agent(config, lambda what, steps: advance(1, what, steps))
+    page = None
+    if config.page.port:
+        from adaptive.page import server
+
+        page = server.opened(config.page, agent.loop, agent.health)
     ERR.print(f"started after {time.perf_counter() - started:.1f} s", style="dim")
-    asyncio.run(supervise(agent, args))
+    if page:
+        once = ", once with ?token= and that of [page] at its end" * bool(config.page.token)
+        text = f"what it does is shown at {page.url}{once}"
+        ERR.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+    asyncio.run(supervise(agent, args, page))
     agent.loop.check()
     # Where answers go to standard output, nothing else may.
     taken = any(getattr(sink, "path", None) == "-" for sink in config.sinks)
@@ -35,15 +44,17 @@ def run_agent(args: argparse.Namespace) -> int:
     return 0
 
 
-async def supervise(agent: Any, args: argparse.Namespace) -> None:
-    """Run an agent until it ends, a signal comes, or its time is over."""
+async def supervise(agent: Any, args: argparse.Namespace, page: Any = None) -> None:
+    """Run an agent, and its page beside, until it ends, a signal comes, or its time is over."""
     from adaptive import terminal
 
     running = asyncio.create_task(agent.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
-    screen = limit = None
+    screen = limit = shown = None
+    if page:
+        shown = asyncio.create_task(page.run())
     if args.for_s is not None:
         limit = asyncio.create_task(end_after(agent, args.for_s, running))
     taken = any(getattr(sink, "path", None) == "-" for sink in agent.config.sinks)
@@ -54,7 +65,7 @@ async def supervise(agent: Any, args: argparse.Namespace) -> None:
     except asyncio.CancelledError:
         pass
     finally:
-        for task in filter(None, (screen, limit)):
+        for task in filter(None, (screen, limit, shown)):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

@@ -5,11 +5,13 @@ so the docstrings are the manual, and a plug-in's options need no code here.
 """
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -24,7 +26,7 @@ from sensors.sample import Stream
 from sensors.transforms import Chain
 
 T = TypeVar("T")
-TABLES = ("agent", "model", "alarms", "governor", "broker", "source", "sink")
+TABLES = ("agent", "model", "alarms", "governor", "page", "broker", "source", "sink")
 
 
 class ConfigError(ValueError):
@@ -70,6 +72,44 @@ class AgentSettings:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class PageSettings:
+    """The [page] table: where `adaptive run` shows what it does, to a browser."""
+
+    port: int = 8765
+    """Where it is served; 0: no page."""
+    host: str = "127.0.0.1"
+    """The address that is listened on. Any but that of this machine alone lets others look and
+    label alarms, and takes a token."""
+    token: str = ""
+    """What whoever looks has to know: the first time the address ends with `?token=` and it. Empty:
+    nothing, where only this machine is listened to."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port must be 1 to 65535, or 0 for no page, got {self.port}")
+        if not re.fullmatch(r"[\w.:-]+", self.host, re.ASCII):
+            raise ValueError(f"host must be an address or name of this machine, got {self.host!r}")
+        if not re.fullmatch(r"[\w.~-]*", self.token, re.ASCII):
+            raise ValueError(
+                "token must be of letters, digits and . _ ~ - alone, because it is part of an "
+                "address, got others"
+            )
+        if self.port and not self.local and not self.token:
+            raise ValueError(
+                f"token must be set where others can reach the page, got none with host = "
+                f'"{self.host}". Set a long random one, or host = "127.0.0.1"'
+            )
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
 class Feed(NamedTuple):
     """A source, and what happens to its samples before they are scored."""
 
@@ -93,6 +133,7 @@ class Config(NamedTuple):
     connection: Connection | None
     feeds: tuple[Feed, ...]
     sinks: tuple[Any, ...]
+    page: PageSettings = PageSettings()
 
 
 def example() -> str:
@@ -155,6 +196,7 @@ def parse(content: Mapping[str, Any], where: str) -> Config:
         connection,
         feeds,
         sinks,
+        table(PageSettings, content.get("page", {}), f"{where}: page"),
     )
 
 

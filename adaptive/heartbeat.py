@@ -19,6 +19,7 @@ class Heartbeat:
 
     Attributes:
         lag: [s] of each beat, how late it was; a timer's millisecond is in it.
+        newest: [s] of the last beat, how late it was.
         stalls: How often it stood still for about a second.
     """
 
@@ -28,7 +29,7 @@ class Heartbeat:
         Args:
             beat: Called with each beat.
         """
-        self.lag, self.stalls, self._beat = Quantiles(), 0, beat
+        self.lag, self.newest, self.stalls, self._beat = Quantiles(), 0.0, 0, beat
         self._beats = 0
         self._over = threading.Event()
 
@@ -42,7 +43,8 @@ class Heartbeat:
                 due = clock() + EVERY
                 await asyncio.sleep(EVERY)
                 self._beats += 1
-                self.lag.add(max(clock() - due, 0.0))
+                self.newest = max(clock() - due, 0.0)
+                self.lag.add(self.newest)
                 self._beat()
         finally:
             self._over.set()

@@ -32,6 +32,8 @@ BROKER = "set_tcp_nodelay true\nmax_queued_messages 0\n"
 CONFIG = """
 [agent]
 deadline_ms = {deadline:g}
+[page]
+port = 0
 [broker]
 port = {port}
 driver = "{driver}"

@@ -146,7 +146,7 @@ class Publisher:
         controller = track.bank.controller
         answer = controller.settle(estimate, sample.time, sample.values)
         track.seen(estimate.index, sample.time)
-        track.level = estimate.level
+        track.level, track.score = estimate.level, answer.score
         name = "mandatory"
         if estimate.level != MANDATORY:
             name = controller.levels[estimate.level].name
@@ -156,6 +156,8 @@ class Publisher:
             track.counters.alarms += 1
             track.alarms.append(result)
         track.counters.dismissed += answer.dismissed
+        for show in track.onlookers:
+            show(result)
         waiting.sinks = len(self.outlets)
         for outlet in self.outlets:
             outlet.put(waiting, result)

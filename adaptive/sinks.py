@@ -110,16 +110,22 @@ def encode(result: Result, now: float, explain: bool) -> bytes:
     )
     if answer.alarm:
         message.reason = result.reason
-    if (explain or answer.alarm) and (why := estimate.explanation):
-        message.attention = {
-            "samples_ago": why.lag.tolist(),
-            "weight": why.weight.tolist(),
-            "channel": dict(zip(result.channels, why.channel.tolist(), strict=True)),
-            "forecaster": dict(zip(EXPERTS, why.expert.tolist(), strict=True)),
-            "correction": dict(zip(("recall", "encoder"), why.gain.tolist(), strict=True)),
-            "encoder": why.encoder or None,
-        }
+    if (explain or answer.alarm) and (attended := attention(result)):
+        message.attention = attended
     return ENCODER.encode(message)
+
+
+def attention(result: Result) -> dict | None:
+    """What an answer attended to, as plain numbers; None where it attended to nothing."""
+    why = result.answer.estimate.explanation
+    return why and {
+        "samples_ago": why.lag.tolist(),
+        "weight": why.weight.tolist(),
+        "channel": dict(zip(result.channels, why.channel.tolist(), strict=True)),
+        "forecaster": dict(zip(EXPERTS, why.expert.tolist(), strict=True)),
+        "correction": dict(zip(("recall", "encoder"), why.gain.tolist(), strict=True)),
+        "encoder": why.encoder or None,
+    }
 
 
 def lists(contents: Sequence[bytes]) -> list[bytes]:

@@ -4,13 +4,16 @@ Plain Python, nothing here asks for the time, and everything goes to plain dicts
 a restarted agent goes on counting where it was.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from math import ceil, exp, inf, isfinite, log
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import accumulate
+from math import ceil, exp, inf, isfinite, log, nan
 from typing import Any
 
 WINDOW = 64  # [samples] within which a late sample is told from one that came twice
 KINDS = ("received", "paired", "too_early_pending", "too_late", "learned")  # of feedback
+PLACE = ("newest", "newest_time", "seen")  # what names a place in a sequence
 
 
 @dataclass(slots=True)
@@ -141,6 +144,12 @@ class Counters:
         """How many samples were shed in all."""
         return sum(self.shed.values())
 
+    @property
+    def in_time(self) -> float:
+        """The share of the answers that were there by their deadline; NaN before the first."""
+        done = self.met + self.missed
+        return self.met / done if done else nan
+
     def reject(self, reason: str) -> None:
         """Count what could not be made a sample or feedback."""
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
@@ -154,6 +163,16 @@ class Counters:
         if kind not in self.feedback:
             raise ValueError(f"telemetry: kind must be one of {', '.join(KINDS)}, got {kind!r}.")
         self.feedback[kind] += count
+
+    def include(self, other: "Counters") -> None:
+        """Add what another stream has counted; what names a place in a sequence is left out."""
+        for name in ADDED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in TABLES:
+            if counts := getattr(other, name):
+                into = getattr(self, name)
+                for key, count in counts.items():
+                    into[key] = into.get(key, 0) + count
 
     def check(self, waiting: int | None = None) -> None:
         """Hold the identity, best against an independent count.
@@ -201,20 +220,8 @@ class Counters:
         return counters
 
 
-def total(counters: Iterable[Counters]) -> dict[str, Any]:
-    """Add up the snapshots of many streams; what names a place in a sequence is left out."""
-    whole: dict[str, Any] = {}
-    for one in counters:
-        for name, value in one.snapshot().items():
-            if name in ("newest", "newest_time", "seen"):
-                continue
-            if isinstance(value, dict):
-                into = whole.setdefault(name, {})
-                for key, count in value.items():
-                    into[key] = into.get(key, 0) + count
-            else:
-                whole[name] = whole.get(name, 0) + value
-    return whole
+TABLES = tuple(f.name for f in fields(Counters) if f.default_factory is not MISSING)
+ADDED = tuple(f.name for f in fields(Counters) if f.name not in (*TABLES, *PLACE))
 
 
 class Quantiles:
@@ -227,7 +234,7 @@ class Quantiles:
         Masson, Rim and Lee, DDSketch, 2019, with fixed bins.
     """
 
-    __slots__ = ("_log_low", "_scale", "bins", "count", "high", "largest", "low", "smallest", "sum")
+    __slots__ = ("_scale", "bins", "count", "high", "largest", "low", "ratio", "smallest", "sum")
 
     def __init__(self, low: float = 1e-6, high: float = 100.0, ratio: float = 1.04):
         if not (0.0 < low < high < inf and ratio > 1.0):
@@ -235,8 +242,8 @@ class Quantiles:
                 "telemetry: quantiles need 0 < low < high and a ratio above 1, got "
                 f"{low!r}, {high!r} and {ratio!r}."
             )
-        self.low, self.high = low, high
-        self._log_low, self._scale = log(low), 1.0 / log(ratio)
+        self.low, self.high, self.ratio = low, high, ratio
+        self._scale = 1.0 / log(ratio)
         self.bins = [0] * (ceil(log(high / low) * self._scale) + 2)  # first below, last above
         self.count, self.sum, self.smallest, self.largest = 0, 0.0, inf, -inf
 
@@ -245,7 +252,7 @@ class Quantiles:
         if value >= self.high:
             n = len(self.bins) - 1
         elif value >= self.low:
-            n = min(1 + int((log(value) - self._log_low) * self._scale), len(self.bins) - 2)
+            n = min(1 + int(log(value / self.low) * self._scale), len(self.bins) - 2)
         else:  # also when it is not a number: it must show up somewhere
             n = 0
         self.bins[n] += 1
@@ -257,23 +264,22 @@ class Quantiles:
 
     def quantile(self, q: float) -> float:
         """Return the value below which a share of `q` lies; NaN if there is none yet."""
-        if not 0.0 <= q <= 1.0:
-            raise ValueError(f"telemetry: a quantile must lie between 0 and 1, got {q!r}.")
+        return self.quantiles((q,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Return the value below which each of some shares lies, as `quantile` does for one."""
+        if not all(0.0 <= q <= 1.0 for q in shares):
+            raise ValueError(f"telemetry: a quantile must lie between 0 and 1, got {shares!r}.")
         if self.smallest > self.largest:
-            return float("nan")
-        rank, below = max(1, ceil(q * self.count)), 0
-        if rank >= self.count:
-            return self.largest
-        for n, size in enumerate(self.bins):
-            below += size
-            if below >= rank:
-                if n == 0:
-                    return self.smallest
-                if n == len(self.bins) - 1:
-                    return self.largest
-                middle = exp(self._log_low + (n - 0.5) / self._scale)
-                return min(max(middle, self.smallest), self.largest)
-        return self.largest
+            return [nan] * len(shares)
+        below, found = list(accumulate(self.bins)), []
+        for q in shares:
+            rank = max(1, ceil(q * self.count))
+            n = bisect_left(below, rank)
+            middle = self.low * exp((n - 0.5) / self._scale) if n else self.smallest
+            last = rank >= self.count or n == len(self.bins) - 1
+            found.append(self.largest if last else min(max(middle, self.smallest), self.largest))
+        return found
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was counted as a dict that JSON can hold."""

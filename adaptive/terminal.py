@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from math import isnan
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -15,12 +16,11 @@ from adaptive.controller import MANDATORY, Answer
 from adaptive.decision import NORMAL
 from adaptive.health import Health
 from adaptive.loop import Loop
-from adaptive.settings import EXPERTS, KINDS
+from adaptive.settings import EXPERTS
 from adaptive.telemetry import Counters
 
 REFRESH = 0.5  # [s]
 ALARMS_SHOWN = 6
-TRUSTED = 30  # samples before a loss means something
 
 
 async def show(loop: Loop, console: Console) -> None:
@@ -70,7 +70,7 @@ def streams(tracks: Iterable[Track], now: float) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for track in tracks:
         counters = track.counters
-        level = level_name(track)
+        level = track.level_name
         table.add_row(
             Text(track.stream.name, style="bold", overflow="ellipsis", no_wrap=True),
             Text(level, style="yellow" if level == "mandatory" else "green"),
@@ -93,8 +93,8 @@ def losses(tracks: Iterable[Track]) -> Text:
 
 def in_time(counters: Counters) -> str:
     """The share of the answers that were there by their deadline."""
-    done = counters.met + counters.missed
-    return f"{100 * counters.met / done:.2f} %" if done else "-"
+    share = counters.in_time
+    return "-" if isnan(share) else f"{100 * share:.2f} %"
 
 
 def latency(track: Track, q: float) -> str:
@@ -102,20 +102,12 @@ def latency(track: Track, q: float) -> str:
     return f"{1e3 * track.latency.quantile(q):.1f}"
 
 
-def level_name(track: Track) -> str:
-    """The level of the newest answer."""
-    return "mandatory" if track.level < 0 else track.bank.controller.levels[track.level].name
-
-
 def loss(track: Track) -> str:
     """The squared error of the forecasts, against that of 'no change'."""
-    if track.loss is None or track.counters.received < TRUSTED:
-        return "-"
-    of = dict(zip(KINDS, track.loss.tolist(), strict=True))
-    if not of["persistence"] > 0:
-        return "-"
-    ratio = of["served"] / of["persistence"]
-    return f"squared error {100 * ratio:.0f} % of that of 'it stays as it is'"
+    ratio = track.error_ratio
+    return (
+        "-" if isnan(ratio) else f"squared error {100 * ratio:.0f} % of that of 'it stays as it is'"
+    )
 
 
 def spending(banks: Iterable[Bank]) -> list[Text]:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from adaptive import config
-from adaptive.config import AgentSettings, ConfigError
+from adaptive.config import AgentSettings, ConfigError, PageSettings
 from adaptive.decision import Settings
 from adaptive.settings import Alarms, Model
 from adaptive.sinks import MqttSink
@@ -99,6 +99,16 @@ WRONG = {
         f'{ECG}{TRANSFORM}kind = "bandpass"\nlow_hz = 1\nhigh_hz = 400\n',
         ["source 1", "400 Hz", "800 Hz", "360 Hz"],
     ),
+    "port of the page": (f"[page]\nport = 70000\n{ECG}", ["page", "0 for no page", "70000"]),
+    "host of the page": (f'[page]\nhost = "a b"\n{ECG}', ["page", "host must be", "'a b'"]),
+    "page for all without a token": (
+        f'[page]\nhost = "0.0.0.0"\n{ECG}',
+        ["page", "token must be set", "got none", '"0.0.0.0"', 'host = "127.0.0.1"'],
+    ),
+    "token that is no part of an address": (
+        f'[page]\ntoken = "a&b"\n{ECG}',
+        ["page", "token must be of letters"],
+    ),
     "not TOML": ("[agent\n", ["not TOML", "line 1"]),
 }
 
@@ -176,7 +186,7 @@ def test_a_source_may_have_a_deadline_and_alarms_of_its_own(tmp_path):
     assert (first.alarms, second.alarms) == (Alarms(100, 7), Alarms(3, 7))
 
 
-TABLES = [AgentSettings, Model, Alarms, Settings, Broker, Topic, MqttSink] + [
+TABLES = [AgentSettings, PageSettings, Model, Alarms, Settings, Broker, Topic, MqttSink] + [
     plugins.load(group, name)
     for group in (plugins.SOURCES, plugins.TRANSFORMS, plugins.SINKS)
     for name in plugins.names(group)
@@ -206,6 +216,15 @@ def test_times_and_rates_have_their_unit_in_their_name(table):
     for field in dataclasses.fields(table):
         if field.type in (int, float, float | None) and quantity.search(field.name):
             assert unit.search(field.name), f"{table.__name__}.{field.name} has no unit"
+
+
+def test_a_page_is_for_this_machine_alone_unless_told_otherwise(tmp_path):
+    assert load(tmp_path, ECG).page == PageSettings(8765, "127.0.0.1", "")
+    assert PageSettings().local
+    assert PageSettings(host="::1").local
+    assert PageSettings(host="localhost").local
+    assert not PageSettings(host="192.0.2.7", token="secret").local
+    assert PageSettings(port=0, host="0.0.0.0").port == 0  # no page, so no token
 
 
 def test_processors_are_numbers_and_those_of_the_models_need_their_process():

@@ -41,7 +41,7 @@ DEADLINE = 0.010  # [s], of which 2 ms are left for publishing
 class FakeController(Controller):
     """Answers without a model; each call moves the virtual clock by what it costs."""
 
-    took = 0.0
+    took, channels = 0.0, 2
 
     def __init__(self, streams=1, costs=COSTS, learn_every=0):
         self.levels = tuple(Level(f"level-{n}", n) for n in range(len(costs)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive.telemetry import Calls, Counters, Quantiles, Rate, total
+from adaptive.telemetry import Calls, Counters, Quantiles, Rate
 
 events = st.lists(
     st.sampled_from(["arrive", "arrive", "full", "mandatory", "shed", "again"]), max_size=60
@@ -121,10 +121,15 @@ def test_the_total_of_streams_adds_up():
         one.answered(1, 0.1)
     other.arrived(7, 0.0)
     other.give_up("stale")
-    whole = total([one, other])
-    assert (whole["received"], whole["full"], whole["shed"]) == (6, 5, {"stale": 1})
-    assert whole["levels"] == {"1": 5}
-    assert "newest" not in whole
+    whole = Counters()
+    for counters in (one, other):
+        whole.include(counters)
+    whole.check(waiting=0)
+    assert (whole.received, whole.full, whole.shed) == (6, 5, {"stale": 1})
+    assert whole.levels == {1: 5}
+    assert whole.newest == -1
+    assert whole.in_time == 1.0
+    assert one.shed == {}  # nothing of it was touched
 
 
 @given(
