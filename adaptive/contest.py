@@ -38,19 +38,19 @@ from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Profile, simulate
 from adaptive.slowdown import CORRECTION, Tail
 
-# What calls cost, with the way there and back, for a bank of 512 streams of one channel on two
-# shared cores [us], from the cheapest level to the full one, and what a gradient step takes.
+# What the work of calls costs, for a bank of 512 streams of one channel on two cores [us], from the
+# cheapest level to the full one, and what a gradient step takes.
 PROFILE = Profile(
     (1, 2, 4, 8, 16, 32, 64, 128),
     tuple(
         tuple(1e-6 * cost for cost in row)
         for row in (
-            (286, 327, 361, 441, 616, 890, 1631, 2960),
-            (337, 395, 480, 638, 885, 1475, 2690, 4940),
-            (350, 421, 508, 757, 1225, 1910, 3290, 6140),
+            (195, 223, 251, 325, 478, 750, 1450, 2740),
+            (241, 278, 355, 510, 770, 1285, 2420, 4660),
+            (255, 308, 408, 610, 1020, 1595, 3050, 5900),
         )
     ),
-    0.45e-3,
+    0.46e-3,
 )
 QUALITY = WORTH_MANDATORY, *(level.worth for level in LADDER)  # and of the levels
 MISS = 1e-3  # share of late answers that is accepted

@@ -46,7 +46,7 @@ class Site:
 
 # A small board is slower by itself.
 GATEWAY = Site("gateway", 512, 16.0, 15e-3, 1.0)
-BEDSIDE = Site("bedside", 4, 125.0, 15e-3, 3.0)
+BEDSIDE = Site("bedside", 4, 125.0, 15e-3, 4.0)
 SITES = GATEWAY, BEDSIDE
 
 

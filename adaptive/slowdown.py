@@ -14,17 +14,19 @@ NOISE_MIN, DRIFT_MIN = 1e-4, 1e-5  # variances of the log slowdown
 OFTEN = 0.02  # share of the residuals above the threshold at which the tail begins
 BODY, THRESHOLD_MIN = log(1.0 / OFTEN - 1.0), 0.01  # of the law below that threshold
 EXCESS_MAX = 0.7  # what lies further out counts as so much
-HOPELESS = 2.5  # [nats] of a spike that no margin could have been wide enough for
+UNSEEN = 1e3  # [nats] of a call that was slower than any can be
+HOPELESS = 1.6  # [nats] of a spike that no margin could have been wide enough for
 CORRECTING = 0.1
 CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # of the margin: at first, limits
 # [s] that is added to times before their logarithms are taken. Of what a call takes beyond what is
 # typical a part grows with it, as when caches are cold, and a part does not: a processor that is
 # taken away comes back after some milliseconds, however long the call is. So far above the shift
-# residuals are ratios, and far below it differences (Tukey's started logarithm). Of .1, 1, 3 and
-# 10 ms this one gave the full level, 32 samples, the shortest times that one call in a thousand
-# exceeds on idle machines (5.0 and 3.8 ms, where ratios gave 5.9 and 5.3), and on busy ones 24 ms
-# for 58 and 75; and all levels and sizes then exceed theirs about equally often.
-SHIFT = 2e-3
+# residuals are ratios, and far below it differences (Tukey's started logarithm). What one call in
+# a thousand exceeds, of the full level for 32 samples, 1.9 ms, is then 5.0 and 3.8 ms in two
+# recordings of idle machines, where ratios gave 6.0 and 5.3, and 18 and 19 ms on crowded ones, for
+# 63 and 82; and all levels and sizes exceed theirs more equally often. 2 and 5 ms are nearly as
+# good.
+SHIFT = 1e-2
 
 USUAL, SPIKE, STEP, LOW = range(4)  # kinds of completion
 
@@ -48,10 +50,16 @@ class Slowdown(NamedTuple):
 class Tail(NamedTuple):
     """How far beyond what is typical calls may go, so that only a share of epsilon goes further."""
 
-    threshold: float = 0.15  # 98 % quantile of the residuals
-    excess: float = 0.06  # mean excess over it
+    threshold: float = 0.05  # 98 % quantile of the residuals
+    excess: float = 0.02  # mean excess over it
     correction: float = CORRECTION  # conformal
     pending: float = 0.0  # residual of a spike that may still prove to be a step
+    # The largest residual of the last 1 / epsilon calls or more: such a one is exceeded by a share
+    # of epsilon at most, whatever the law (by order statistics, as in conformal prediction); and
+    # where the tail ends, as when a processor is away for one time slice, no fitted law knows it.
+    highest: float = 0.0  # of the newest of them,
+    before: float = UNSEEN  # of those before,
+    count: int = 0  # and how many the newest are
 
 
 def believed(slowdown: Slowdown) -> float:
@@ -68,9 +76,15 @@ def margin(tail: Tail, depth: float) -> float:
         tail: What is known of it.
         depth: ln(OFTEN / epsilon).
     """
-    wide = tail.threshold + tail.excess * depth
-    corrected = wide + tail.correction
-    return corrected if corrected > 0.5 * wide else 0.5 * wide
+    wide, correction = tail.threshold + tail.excess * depth, tail.correction
+    seen = tail.highest if tail.highest > tail.before else tail.before
+    if seen < tail.threshold:
+        seen = tail.threshold
+    if correction > 0.0:
+        wide += correction
+        return wide if wide < seen else seen
+    wide = wide if wide < seen else seen
+    return wide + correction if -correction < 0.5 * wide else 0.5 * wide
 
 
 def beyond(tail: Tail, depth: float, typical: float) -> float:
@@ -188,27 +202,32 @@ def widen(
         learns from those that were tried, too: else one that has become too wide would leave
         nothing sure, and never learn that it is.
     """
-    threshold, excess, correction, pending = tail
+    threshold, excess, correction, pending, highest, before, count = tail
     if kind == STEP or (kind == SPIKE and residual > HOPELESS):
-        return new(Tail, (threshold, excess, correction, 0.0))
+        return new(Tail, (threshold, excess, correction, 0.0, highest, before, count))
     if unsure:
         # No wind-up: what grew in an overload that no level could meet must not outlast it.
         if not late and correction > CORRECTION:
             correction = CORRECTION + 0.5 * (correction - CORRECTION)
         if not tried:
-            return new(Tail, (threshold, excess, correction, 0.0))
+            return new(Tail, (threshold, excess, correction, 0.0, highest, before, count))
     else:
         correction += CORRECTING * ((1.0 if late else 0.0) - epsilon)
     if correction > CORRECTION_MAX:
         correction = CORRECTION_MAX
     elif correction < CORRECTION_MIN:
         correction = CORRECTION_MIN
+    count += 1
+    if residual > highest:
+        highest = residual
+    if count * epsilon >= 1.0:
+        highest, before, count = 0.0, highest, 0
     if kind == SPIKE:
-        return new(Tail, (threshold, excess, correction, residual))
+        return new(Tail, (threshold, excess, correction, residual, highest, before, count))
     if pending:
         threshold, excess = _beyond(threshold, excess, pending)
     threshold, excess = _beyond(threshold, excess, residual)
-    return new(Tail, (threshold, excess, correction, 0.0))
+    return new(Tail, (threshold, excess, correction, 0.0, highest, before, count))
 
 
 def _beyond(threshold: float, excess: float, residual: float) -> tuple[float, float]:

@@ -665,8 +665,8 @@ def many(count):
 
 def test_a_critical_stream_is_not_degraded_by_another(virtual_time):
     # The highest level has room for one of them, not for all.
-    sink, controller, streams = HeldSink(), FakeController(4), many(4)
-    controller.times = 1.55
+    dear = tuple(1.55 * cost for cost in COSTS)
+    sink, controller, streams = HeldSink(), FakeController(4, dear), many(4)
     sources = [ListSource((s,), samples(200, s.name), 0.02) for s in streams]
     ranks = Rank(critical=True), Rank(), Rank(), Rank()
     net, _ = run(virtual_time, sources, [sink], streams=streams, controller=controller, ranks=ranks)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adaptive import recording, traces
+from adaptive.recording import SIZES
 from adaptive.scenarios import GATEWAY, RECORDED, TICK, world
 from adaptive.traces import BLOCK, FILE, HELD_OUT, LOADS, NEAR, PARTS, TUNING, trace
 
@@ -15,7 +16,7 @@ from adaptive.traces import BLOCK, FILE, HELD_OUT, LOADS, NEAR, PARTS, TUNING, t
 class Twice:
     """A model whose calls take twice what they should."""
 
-    costs = ({1: 1e-3, 8: 2e-3, 32: 4e-3}, {1: 2e-3, 8: 3e-3, 32: 9e-3})
+    costs = ({2: 1e-3, 16: 2e-3, 64: 4e-3}, {2: 2e-3, 16: 3e-3, 64: 9e-3})
 
     def __init__(self):
         self.calls, self.process = [], SimpleNamespace(child=SimpleNamespace(pid=0))
@@ -36,7 +37,7 @@ def test_levels_and_sizes_take_turns_and_the_log_ratio_is_kept(virtual_time):
     assert set(names) == {"rehearse"}  # nothing is learned
     assert levels[:4] == (0, 1, 0, 1)
     assert len(set(streams)) > 100
-    wanted = [level * 3 + (1, 8, 32).index(size) for level, size in zip(levels, sizes, strict=True)]
+    wanted = [level * 3 + SIZES.index(size) for level, size in zip(levels, sizes, strict=True)]
     np.testing.assert_array_equal(found["kind"], wanted)
     counts = np.bincount(found["kind"])
     assert counts.max() - counts.min() <= 1
@@ -104,7 +105,7 @@ def test_a_slowdown_and_a_residual_make_the_recorded_cost_again():
         mine = np.flatnonzero(kind // 3 == level)
         which = np.flatnonzero(kind[mine] == one)[100:110]
         at = time[mine[which]].astype(float)
-        nominal = 1e-6 * nominals[level][(1, 8, 32)[one % 3]]
+        nominal = 1e-6 * nominals[level][SIZES[one % 3]]
         made = found.slowdown(at - time[0], 0.0) + found.residuals[level][which]
         made += np.median(usual[kinds == one].astype(float))
         cost = nominal * np.exp(made) + found.stalls[level][which]
@@ -128,7 +129,7 @@ def test_residuals_are_drawn_in_blocks_of_the_same_moments():
 
 
 def test_calls_that_stand_still_are_no_slowdown_and_do_so_however_long_they_are():
-    found = trace("busy")
+    found = trace("crowded")
     assert np.ptp(found.slow) < 0.5
     for stalls in found.stalls:
         stood = stalls[stalls > 0.0]

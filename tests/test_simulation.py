@@ -19,7 +19,7 @@ from adaptive.simulation import Outcome, patience, simulate
 
 LEVELS, SAMPLES = len(PROFILE.costs), 4000
 MAIN = OURS, SMALL, DIST, MYOPIC
-CROWDED = "recorded, busy", "recorded, memory"
+CROWDED = "recorded, crowded", "recorded, crowded, memory"
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=8)
 
@@ -76,7 +76,7 @@ def lived(scenario, site, samples, *names):
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 def test_who_knows_the_quota_is_never_stopped_by_it_and_who_does_not_is(site):
-    ours, oracle, blind = lived("quota", site, 3 * SAMPLES, OURS, MYOPIC, "static, largest")
+    ours, oracle, blind = lived("quota", site, 6 * SAMPLES, OURS, MYOPIC, "static, largest")
     assert ours.missed <= 1e-3 * ours.samples
     assert blind.missed > 0.05 * blind.samples
     worth, best = (one.quality(QUALITY[0], QUALITY[1:]) for one in (ours, oracle))
@@ -208,7 +208,7 @@ def test_the_governor_holds_its_goals_in_short_worlds(short):
     for name, one in contest.by_scenario(calm).items():
         assert one.missed <= one.unmissed + 0.005, name  # where all stops, so do answers
         assert one.late <= 0.006, name
-        assert one.quality >= 0.85, name
+        assert one.quality >= 0.8, name
     every = judge([each for _, each in calm], OURS)
     assert every.late <= 0.001
     assert every.quality >= 0.97
@@ -233,9 +233,9 @@ def test_critical_streams_have_the_highest_level_for_longer_and_promises_are_kep
 
 
 def test_a_part_that_is_taken_out_is_out():
-    needing = {"ranks": RANKS, "effects": "polled"}
+    needing = {"ranks": RANKS}
     for part in contest.PARTS:
-        given = world(needing.get(part, "bad hour"), BEDSIDE, LEVELS, 1500, 0)
+        given = world(needing.get(part, "recorded, crowded"), BEDSIDE, LEVELS, 1500, 0)
         made = policies(given)
         whole, other = (simulate(given, PROFILE, made[n]()) for n in (OURS, f"without {part}"))
         assert whole != other, part
