@@ -18,10 +18,10 @@ from adaptive.slowdown import (
     STEP,
     Slowdown,
     Tail,
-    believed,
     beyond,
     chance,
     new,
+    reckoned,
     track,
     widen,
     within,
@@ -158,11 +158,12 @@ def decide(
     if mode == DEGRADED and now >= trust.until:
         mode, trust = NORMAL, trust._replace(mode=NORMAL, cause="")
     sizes, log_costs, guard, depth, *_ = ladder
-    base, budget = believed(slowdown), slack - guard
+    base, budget = slowdown.mean, slack - guard
     level, batch, sure, after = -1, min(queue, sizes[-1]), False, -inf
     if budget > 0.0 and queue > 0 and mode != FALLBACK:
         row = log_costs[batch - 1]
-        most_usual = within(tail, depth, budget)
+        extra = reckoned(slowdown, tail, depth)
+        most_usual = within(budget, extra)
         room = log(most_usual) - base if most_usual > 0.0 else -inf
         cap = 0 if mode == DEGRADED else len(row) - 1
         if most is not None and most < cap:
@@ -176,7 +177,8 @@ def decide(
         if parts and 0 <= level < cap and queue > 1:
             level, batch = in_parts(ladder, level, batch, queue, room, cap)
         if not sure:
-            level, batch, sure, after = otherwise(ladder, tail, base, budget, batch, cap, now, dues)
+            law = tail, base, extra
+            level, batch, sure, after = otherwise(ladder, law, budget, batch, cap, now, dues)
         if after > -inf:
             budget = after - now - guard
     if slowdown.hold_left and queue > 0:
@@ -226,8 +228,7 @@ def in_parts(
 
 def otherwise(
     ladder: Ladder,
-    tail: Tail,
-    base: float,
+    law: tuple[Tail, float, float],
     budget: float,
     batch: int,
     cap: int,
@@ -244,8 +245,7 @@ def otherwise(
 
     Args:
         ladder: Nominal costs.
-        tail: Of the costs of calls.
-        base: Log slowdown to reckon with.
+        law: Of the costs of calls: their tail, the log slowdown, and the margin to reckon with.
         budget: [s] left until the earliest deadline, above 0.
         batch: How many wait, at most as many as a call takes.
         cap: The highest level that may be taken.
@@ -256,7 +256,8 @@ def otherwise(
         The level, or -1; how many; whether it is sure; and from when on the answers are due that
         are to be taken.
     """
-    sizes, log_costs, guard, depth, _, gains = ladder
+    sizes, log_costs, guard, _, _, gains = ladder
+    tail, base, extra = law
     level, found, sure, after, most = -1, batch, False, -inf, 0.0
     for one in range(cap + 1):
         typical = exp(log_costs[batch - 1][one] + base)
@@ -267,7 +268,7 @@ def otherwise(
     overloaded = level < 0
     waits = [now + guard + budget] * batch if dues is None else dues()
     for few in (batch, *reversed(sizes[: bisect_left(sizes, batch)])):
-        cost = beyond(tail, depth, exp(log_costs[few - 1][0] + base))
+        cost = beyond(exp(log_costs[few - 1][0] + base), extra)
         place = bisect_left(waits, now + guard + cost)
         promised = min(len(waits) - place, few) * gains[0] / (cost if overloaded else 1.0)
         if promised > most:
@@ -278,12 +279,13 @@ def otherwise(
 
 def at_most(ladder: Ladder, state: State, level: int, batch: int) -> float:
     """What a call made now costs, but for a share of epsilon [s]."""
-    return beyond(state.tail, ladder.depth, typical(ladder, state, level, batch))
+    extra = reckoned(state.slowdown, state.tail, ladder.depth)
+    return beyond(typical(ladder, state, level, batch), extra)
 
 
 def typical(ladder: Ladder, state: State, level: int, batch: int) -> float:
     """What a call made now usually costs [s]."""
-    return exp(ladder.log_costs[min(batch, ladder.sizes[-1]) - 1][level] + believed(state.slowdown))
+    return exp(ladder.log_costs[min(batch, ladder.sizes[-1]) - 1][level] + state.slowdown.mean)
 
 
 def observe(

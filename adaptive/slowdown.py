@@ -16,8 +16,8 @@ BODY, THRESHOLD_MIN = log(1.0 / OFTEN - 1.0), 0.01  # of the law below that thre
 EXCESS_MAX = 0.7  # what lies further out counts as so much
 UNSEEN = 1e3  # [nats] of a call that was slower than any can be
 HOPELESS = 1.6  # [nats] of a spike that no margin could have been wide enough for
-CORRECTING = 0.1
-CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # of the margin: at first, limits
+CORRECTING = 0.1  # how far a late call corrects the margin
+CORRECTION, CORRECTION_MIN, CORRECTION_MAX = 0.0, -0.2, 1.5  # at first, limits
 # [s] that is added to times before their logarithms are taken. Of what a call takes beyond what is
 # typical a part grows with it, as when caches are cold, and a part does not: a processor that is
 # taken away comes back after some milliseconds, however long the call is. So far above the shift
@@ -40,7 +40,7 @@ class Slowdown(NamedTuple):
     variance: float = 0.04  # of the mean
     drift: float = 1e-4  # variance by which the mean moves between completions
     noise: float = 2.5e-3  # variance of one completion about the mean
-    hold: float = 0.0  # a spike that may be the first of a step
+    hold: float = 0.0  # residual of a spike that may be the first of a step
     hold_left: int = 0  # decisions for which to believe it
     spikes: int = 0  # in a row
     lows: int = 0  # unsure calls in a row that were cheaper than decisions believe
@@ -59,14 +59,7 @@ class Tail(NamedTuple):
     # where the tail ends, as when a processor is away for one time slice, no fitted law knows it.
     highest: float = 0.0  # of the newest of them,
     before: float = UNSEEN  # of those before,
-    count: int = 0  # and how many the newest are
-
-
-def believed(slowdown: Slowdown) -> float:
-    """Log slowdown that a decision made now must reckon with."""
-    if slowdown.hold_left and slowdown.hold > slowdown.mean:
-        return slowdown.hold
-    return slowdown.mean
+    calls: int = 0  # and how many the newest are
 
 
 def margin(tail: Tail, depth: float) -> float:
@@ -87,14 +80,20 @@ def margin(tail: Tail, depth: float) -> float:
     return wide + correction if -correction < 0.5 * wide else 0.5 * wide
 
 
-def beyond(tail: Tail, depth: float, typical: float) -> float:
+def reckoned(slowdown: Slowdown, tail: Tail, depth: float) -> float:
+    """The margin that a decision made now must reckon with: a spike may be the first of a step."""
+    usual = margin(tail, depth)
+    return slowdown.hold if slowdown.hold_left and slowdown.hold > usual else usual
+
+
+def beyond(typical: float, margin: float) -> float:
     """What a call takes that typically takes so long [s], but for a share of epsilon [s]."""
-    return (typical + SHIFT) * exp(margin(tail, depth)) - SHIFT
+    return (typical + SHIFT) * exp(margin) - SHIFT
 
 
-def within(tail: Tail, depth: float, budget: float) -> float:
+def within(budget: float, margin: float) -> float:
     """What a call may typically take to be within a budget but for a share of epsilon [s]."""
-    return (budget + SHIFT) * exp(-margin(tail, depth)) - SHIFT
+    return (budget + SHIFT) * exp(-margin) - SHIFT
 
 
 def chance(tail: Tail, budget: float, typical: float) -> float:
@@ -149,7 +148,7 @@ def track(
         if not spikes:
             # As if it lay just at the limit, so that truly wider noise soon counts as usual.
             noise += 0.02 * (steep * steep - noise)
-            state = new(Slowdown, (mean, variance, drift, noise, z, 2, 1, 0, z))
+            state = new(Slowdown, (mean, variance, drift, noise, residual, 2, 1, 0, z))
             return state, residual, SPIKE
         mean = z if z < previous else previous
         return new(Slowdown, (mean, noise, drift, noise, hold, 0, 0, 0, z)), residual, STEP
@@ -202,32 +201,32 @@ def widen(
         learns from those that were tried, too: else one that has become too wide would leave
         nothing sure, and never learn that it is.
     """
-    threshold, excess, correction, pending, highest, before, count = tail
+    threshold, excess, correction, pending, highest, before, calls = tail
     if kind == STEP or (kind == SPIKE and residual > HOPELESS):
-        return new(Tail, (threshold, excess, correction, 0.0, highest, before, count))
+        return new(Tail, (threshold, excess, correction, 0.0, highest, before, calls))
     if unsure:
         # No wind-up: what grew in an overload that no level could meet must not outlast it.
         if not late and correction > CORRECTION:
             correction = CORRECTION + 0.5 * (correction - CORRECTION)
         if not tried:
-            return new(Tail, (threshold, excess, correction, 0.0, highest, before, count))
+            return new(Tail, (threshold, excess, correction, 0.0, highest, before, calls))
     else:
         correction += CORRECTING * ((1.0 if late else 0.0) - epsilon)
     if correction > CORRECTION_MAX:
         correction = CORRECTION_MAX
     elif correction < CORRECTION_MIN:
         correction = CORRECTION_MIN
-    count += 1
+    calls += 1
     if residual > highest:
         highest = residual
-    if count * epsilon >= 1.0:
-        highest, before, count = 0.0, highest, 0
+    if calls * epsilon >= 1.0:
+        highest, before, calls = 0.0, highest, 0
     if kind == SPIKE:
-        return new(Tail, (threshold, excess, correction, residual, highest, before, count))
+        return new(Tail, (threshold, excess, correction, residual, highest, before, calls))
     if pending:
         threshold, excess = _beyond(threshold, excess, pending)
     threshold, excess = _beyond(threshold, excess, residual)
-    return new(Tail, (threshold, excess, correction, 0.0, highest, before, count))
+    return new(Tail, (threshold, excess, correction, 0.0, highest, before, calls))
 
 
 def _beyond(threshold: float, excess: float, residual: float) -> tuple[float, float]:

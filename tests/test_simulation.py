@@ -233,7 +233,7 @@ def test_critical_streams_have_the_highest_level_for_longer_and_promises_are_kep
 
 
 def test_a_part_that_is_taken_out_is_out():
-    needing = {"ranks": RANKS}
+    needing = {"ranks": RANKS, "hold of a spike": "bad hour"}
     for part in contest.PARTS:
         given = world(needing.get(part, "recorded, crowded"), BEDSIDE, LEVELS, 1500, 0)
         made = policies(given)

@@ -15,9 +15,9 @@ from adaptive.slowdown import (
     USUAL,
     Slowdown,
     Tail,
-    believed,
     beyond,
     margin,
+    reckoned,
     track,
     widen,
     within,
@@ -47,7 +47,6 @@ def test_good_news_moves_the_mean_by_a_fifth_at_most():
     before = settled()
     after = followed([-2.0], before)
     assert before.mean > after.mean >= before.mean + 0.2 * (-2.0 - before.mean) - 1e-12
-    assert believed(after) == after.mean
     assert after.noise == before.noise  # a way down is no noise
 
 
@@ -60,10 +59,13 @@ def test_good_news_is_believed_where_nobody_counted_on_it_and_it_comes_twice():
 
 
 def test_a_spike_is_believed_for_two_decisions_and_a_second_one_makes_it_a_step():
-    state, _, kind = track(settled(), 1.5, 1.0, False)
-    assert (kind, state.hold_left, believed(state)) == (SPIKE, 2, 1.5)
-    state, _, kind = track(state, 1.2, 1.0, False)
-    assert (kind, state.hold_left, believed(state)) == (STEP, 0, 1.2)
+    tail, depth = Tail(), math.log(20)
+    state, residual, kind = track(settled(), 1.5, 1.0, False, 0.5)
+    assert (kind, state.hold_left) == (SPIKE, 2)
+    assert reckoned(state, tail, depth) == residual > margin(tail, depth)
+    state, _, kind = track(state, 1.2, 1.0, False, 0.5)
+    assert (kind, state.hold_left) == (STEP, 0)
+    assert reckoned(state, tail, depth) == margin(tail, depth)
     assert state.mean == 1.2
 
 
@@ -128,11 +130,12 @@ def test_what_may_be_expected_within_a_budget_takes_the_budget_at_most(
     threshold, excess, correction, typical
 ):
     tail, depth = Tail(threshold, excess, correction), math.log(20)
-    budget = beyond(tail, depth, typical)
+    extra = margin(tail, depth)
+    budget = beyond(typical, extra)
     assert budget >= typical * (1 - 1e-9)
-    assert within(tail, depth, budget) == pytest.approx(typical, rel=1e-6, abs=1e-9)
+    assert within(budget, extra) == pytest.approx(typical, rel=1e-6, abs=1e-9)
     # Of a short call the margin is the larger share, of a long one the longer time.
-    longer = beyond(tail, depth, 2.0 * typical)
+    longer = beyond(2.0 * typical, extra)
     assert longer / (2.0 * typical) <= budget / typical * (1 + 1e-9)
     assert longer - 2.0 * typical >= budget - typical - 1e-12
 
@@ -165,7 +168,7 @@ def lived(stall, often, calls, seed=7):
         nominal = 0.2e-3 if n % 2 else 4e-3
         stood = stall(draw) if draw.random() < often else 0.0
         cost = nominal * math.exp(draw.gauss(0.0, 0.05)) + stood
-        late.append(cost > beyond(tail, depth, nominal * math.exp(believed(slowdown))))
+        late.append(cost > beyond(nominal * math.exp(slowdown.mean), margin(tail, depth)))
         z = math.log(cost / nominal)
         slowdown, residual, kind = track(slowdown, z, 1.0, False, SHIFT / nominal)
         tail = widen(tail, residual, kind, late[-1], False, 1e-3)
@@ -177,8 +180,10 @@ def test_where_calls_lose_the_processor_now_and_then_long_ones_need_no_margin_of
     assert sum(late) <= 2e-3 * len(late)
     assert sum(late[1::2]) <= 2e-3 * len(late)
     # Short ones need a tenfold margin at least; of long ones nobody asks for that.
-    assert beyond(tail, depth, 0.2e-3) > 2e-3
-    assert beyond(tail, depth, 4e-3) < 4e-3 + 2 * (beyond(tail, depth, 0.2e-3) - 0.2e-3)
+    assert beyond(0.2e-3, margin(tail, depth)) > 2e-3
+    assert beyond(4e-3, margin(tail, depth)) < 4e-3 + 2 * (
+        beyond(0.2e-3, margin(tail, depth)) - 0.2e-3
+    )
 
 
 @pytest.mark.parametrize("often", [0.005, 0.03])
@@ -187,7 +192,7 @@ def test_a_tail_that_ends_is_not_thought_to_go_on(often):
     late, tail, depth = lived(lambda draw: 4e-3 + draw.uniform(0.0, 0.3e-3), often, 6000)
     assert sum(late[2000:]) <= 2e-3 * 4000 + 2
     for typical in (0.2e-3, 4e-3):
-        assert typical + 4e-3 < beyond(tail, depth, typical) < typical + 7e-3
+        assert typical + 4e-3 < beyond(typical, margin(tail, depth)) < typical + 7e-3
 
 
 def test_no_more_than_a_share_of_epsilon_goes_further_than_the_last_did_whatever_their_law():
