@@ -55,6 +55,7 @@ PROFILE = Profile(
 QUALITY = WORTH_MANDATORY, *(level.worth for level in LADDER)  # and of the levels
 MISS = 1e-3  # share of late answers that is accepted
 OURS, SMALL, MYOPIC, DIST = "governor", "static, smallest", "oracle: calls", "oracle: law"
+LENGTHS = np.geomspace(1e-4, 1.0, 41)  # [s] of calls
 YARDSTICKS = OURS, SMALL, DIST, MYOPIC  # what a judgement of the governor needs
 
 
@@ -112,6 +113,12 @@ PARTS = (
 )
 
 
+def quantiles(noise: np.ndarray, stalls: np.ndarray) -> list[float]:
+    """How long calls of `LENGTHS` almost surely take with these [nats], [s]; in [s]."""
+    factor = np.exp(noise)
+    return [float(np.quantile(length * factor + stalls, 1 - MISS)) for length in LENGTHS]
+
+
 def policies(given: World) -> dict[str, Callable[[], Policy]]:
     """What is compared, by name; each is told the costs as they were measured at the site."""
     slower = given.slower
@@ -131,9 +138,10 @@ def policies(given: World) -> dict[str, Callable[[], Policy]]:
         made.budget = budget()
         return made
 
-    scatter, stalls = (
-        np.quantile(one, 1 - MISS, axis=0).tolist() for one in (given.noise, given.stalls)
-    )
+    scatter = [
+        partial(np.interp, xp=LENGTHS, fp=quantiles(noise, stalls))
+        for noise, stalls in zip(given.noise.T, given.stalls.T, strict=True)
+    ]
     top = len(PROFILE.costs) - 1
     others: dict[str, Callable[[], Policy]] = {
         OURS: governor,
@@ -146,7 +154,7 @@ def policies(given: World) -> dict[str, Callable[[], Policy]]:
         "AIMD": lambda: Bounded(PROFILE, slower),
         "PID": lambda: Pid(PROFILE, slower),
         "SlackFit": lambda: Expecting(PROFILE, slower),
-        DIST: lambda: Distribution(PROFILE, slower, budget(), QUALITY, scatter, stalls),
+        DIST: lambda: Distribution(PROFILE, slower, budget(), QUALITY, scatter),
         MYOPIC: lambda: Oracle(PROFILE, slower, budget(), QUALITY),
     }
     return others | {f"without {part}": partial(governor, part) for part in PARTS}

@@ -177,7 +177,7 @@ def decide(
         if parts and 0 <= level < cap and queue > 1:
             level, batch = in_parts(ladder, level, batch, queue, room, cap)
         if not sure:
-            law = tail, base, extra
+            law = tail, base, extra, slowdown.hold if slowdown.hold_left else 0.0
             level, batch, sure, after = otherwise(ladder, law, budget, batch, cap, now, dues)
         if after > -inf:
             budget = after - now - guard
@@ -228,7 +228,7 @@ def in_parts(
 
 def otherwise(
     ladder: Ladder,
-    law: tuple[Tail, float, float],
+    law: tuple[Tail, float, float, float],
     budget: float,
     batch: int,
     cap: int,
@@ -245,7 +245,8 @@ def otherwise(
 
     Args:
         ladder: Nominal costs.
-        law: Of the costs of calls: their tail, the log slowdown, and the margin to reckon with.
+        law: Of the costs of calls: their tail, the log slowdown, the margin to reckon with, and the
+            residual of a spike that may be the first of a step, else 0.
         budget: [s] left until the earliest deadline, above 0.
         batch: How many wait, at most as many as a call takes.
         cap: The highest level that may be taken.
@@ -257,12 +258,12 @@ def otherwise(
         are to be taken.
     """
     sizes, log_costs, guard, _, _, gains = ladder
-    tail, base, extra = law
+    tail, base, extra, hold = law
     level, found, sure, after, most = -1, batch, False, -inf, 0.0
     for one in range(cap + 1):
-        typical = exp(log_costs[batch - 1][one] + base)
-        if typical <= budget:
-            promised = batch * gains[one] * chance(tail, budget, typical)
+        usual = beyond(exp(log_costs[batch - 1][one] + base), hold)
+        if usual <= budget:
+            promised = batch * gains[one] * chance(tail, budget, usual)
             if promised > most:
                 level, most = one, promised
     overloaded = level < 0

@@ -27,7 +27,7 @@ from adaptive.decision import (
 )
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Whom, decide_among
 from adaptive.ladder import Ladder, ladder
-from adaptive.slowdown import Slowdown, Tail, beyond, new, reckoned
+from adaptive.slowdown import Slowdown, Tail, beyond, margin, new, reckoned
 from adaptive.thrift import Want, afford
 
 LEARNED = {"slowdown": Slowdown, "tail": Tail}  # parts of the state
@@ -157,8 +157,7 @@ class Governor:
             return False  # it is what goes first
         if state.trust.mode != NORMAL or state.slowdown.hold_left or slack <= ladder.guard:
             return False
-        extra = reckoned(state.slowdown, state.tail, ladder.depth)
-        step = beyond(cost * exp(state.slowdown.mean), extra)
+        step = beyond(cost * exp(state.slowdown.mean), margin(state.tail, ladder.depth))
         level, batch = max(state.level, 0), 1
         if queue:
             if not state.interval:

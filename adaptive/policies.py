@@ -363,8 +363,7 @@ class Distribution(Oracle):
         slower: float = 1.0,
         budget: Budget | None = None,
         quality: Sequence[float] = (),
-        scatter: Sequence[float] = (),
-        stalls: Sequence[float] = (),
+        scatter: Sequence[Callable[[float], float]] = (),
     ):
         """Know the scatter.
 
@@ -373,14 +372,13 @@ class Distribution(Oracle):
             slower: As measured here.
             budget: None where nothing but time is short.
             quality: Of the mandatory answer, and of each level.
-            scatter: Of each level the quantile that is reckoned with [nats].
-            stalls: The same of how long it stands still [s].
+            scatter: For each level, how long a call almost surely takes [s], by how long it takes
+                without noise and stalls [s].
         """
         super().__init__(profile, slower, budget, quality)
-        self.scatter, self.stalls = scatter, stalls
+        self.scatter = scatter
 
     def at_most(self, level: int, batch: int) -> float:
         """What such a call takes now, almost surely [s]."""
-        cost = self.nominal[level][batch - 1]
-        slow = self.ahead.slow() + self.ahead.chill()
-        return cost * exp(slow + self.scatter[level]) + self.stalls[level]
+        cost = self.nominal[level][min(batch, self.largest) - 1]
+        return self.scatter[level](cost * exp(self.ahead.slow() + self.ahead.chill()))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 STEEP = 4.0  # standard deviations from which a residual is a spike or the first of a step
 DOWN_GAIN = 0.2  # largest gain for good news
-NOISE_MIN, DRIFT_MIN = 1e-4, 1e-5  # variances of the log slowdown
+NOISE_MIN, DRIFT_MIN = 1e-4, 1e-5  # variances, of the residuals and of the log slowdown
 OFTEN = 0.02  # share of the residuals above the threshold at which the tail begins
 BODY, THRESHOLD_MIN = log(1.0 / OFTEN - 1.0), 0.01  # of the law below that threshold
 EXCESS_MAX = 0.7  # what lies further out counts as so much
@@ -54,9 +54,10 @@ class Tail(NamedTuple):
     excess: float = 0.02  # mean excess over it
     correction: float = CORRECTION  # conformal
     pending: float = 0.0  # residual of a spike that may still prove to be a step
-    # The largest residual of the last 1 / epsilon calls or more: such a one is exceeded by a share
-    # of epsilon at most, whatever the law (by order statistics, as in conformal prediction); and
-    # where the tail ends, as when a processor is away for one time slice, no fitted law knows it.
+    # The largest residual of the last 1 / epsilon calls or more, of those that count for the tail:
+    # such a one is exceeded by a share of epsilon at most, whatever their law (by order statistics,
+    # as in conformal prediction); and where the tail ends, as when a processor is away for one time
+    # slice, no fitted law knows it.
     highest: float = 0.0  # of the newest of them,
     before: float = UNSEEN  # of those before,
     calls: int = 0  # and how many the newest are
@@ -70,6 +71,7 @@ def margin(tail: Tail, depth: float) -> float:
         depth: ln(OFTEN / epsilon).
     """
     wide, correction = tail.threshold + tail.excess * depth, tail.correction
+    wide = wide if wide > 0.0 else 0.0
     seen = tail.highest if tail.highest > tail.before else tail.before
     if seen < tail.threshold:
         seen = tail.threshold
@@ -151,7 +153,8 @@ def track(
             state = new(Slowdown, (mean, variance, drift, noise, residual, 2, 1, 0, z))
             return state, residual, SPIKE
         mean = z if z < previous else previous
-        return new(Slowdown, (mean, noise, drift, noise, hold, 0, 0, 0, z)), residual, STEP
+        variance = noise * (1.0 + shift * exp(-mean)) ** 2  # of a mean that one call tells
+        return new(Slowdown, (mean, variance, drift, noise, hold, 0, 0, 0, z)), residual, STEP
     gain = weight * predicted / total
     if residual < 0.0 and gain * weight > DOWN_GAIN and not unsure:
         gain = DOWN_GAIN / weight
@@ -164,7 +167,8 @@ def track(
     if residual < -steep:  # the way down from a slowdown is no noise
         lows = lows + 1 if unsure else 0
         if lows > 1:
-            mean, variance, lows = (z if z > previous else previous), noise, 0
+            mean, lows = (z if z > previous else previous), 0
+            variance = noise * (1.0 + shift * exp(-mean)) ** 2
         return new(Slowdown, (mean, variance, drift, noise, hold, 0, 0, lows, z)), residual, LOW
     square = residual * residual - weight * weight * predicted
     noise += 0.02 * ((square if square > NOISE_MIN else NOISE_MIN) - noise)
@@ -182,7 +186,8 @@ def widen(
 ) -> Tail:
     """Track the tail of the residuals, and correct it by how often calls were late.
 
-    Residuals of steps never reach it, those of spikes do one completion later. A call that stood
+    Residuals of steps never reach it, those of spikes do one completion later, but for the largest
+    that was seen, which a spike is at once. A call that stood
     still says nothing about margins: a process that stops more often than calls may be late would
     else widen them without end, and to no avail.
 

@@ -83,16 +83,13 @@ def afford(
             return SKIP, batch, 0.0
     if window is None or idle > NEVER_WAIT * window.period:
         return level, batch, 0.0
-    room = window.room(now)
-    while level > 0 and cost(level, batch) > room:
+    room, largest = window.room(now), LARGEST * window.limit
+    while level > 0 and cost(level, batch) > min(room, largest):
         level -= 1
+    fewer = [size for size in sizes if size < batch]
+    while fewer and cost(max(level, 0), batch) > largest:
+        batch = fewer.pop()
     need = cost(max(level, 0), batch)
-    if need > LARGEST * window.limit:
-        level = 0
-        for batch in reversed([size for size in sizes if size < batch]):
-            need = cost(0, batch)
-            if need <= LARGEST * window.limit:
-                break
     if need > room:
         budget.stopped = True
         return WAIT, 0, window.free(need, now)

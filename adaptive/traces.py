@@ -7,9 +7,9 @@ A call of a level v begun at t took, where it nominally takes c,
 with the slowdown xi of all levels, and a residual. One that is small is a ratio r; in one that is
 not the call stood still for a time s, which does not grow with the call: it lost the processor, or
 waited for it. On a crowded host, beside `stress-ng` on every core, that befell 24 to 40 % of the
-calls, for 1.5 to 8 ms (10 to 90 %), of .3 ms as of 2 ms, while xi stayed within a fifth of a nat.
-So xi is what the fastest tenth of the calls that were recorded about then had in common. What is
-constant, c, is known from the machine when it was idle.
+calls, for 1.5 to 8 ms (10 to 90 %), of .3 ms as of 2 ms, while nine tenths of xi lay within a
+quarter of a nat. So xi is what the fastest tenth of the calls that were recorded about then had in
+common. What is constant, c, is known from the machine when it was idle.
 
 It is assumed that residuals depend on nothing but the level: they are drawn in blocks from the
 whole recording, of all levels from the same moments. Longer calls stand still more often; that is

@@ -159,6 +159,20 @@ def test_no_period_whenever_it_begins_takes_more_than_the_quota(cheapest, rate, 
     assert agent.model > 0.0
 
 
+def test_in_a_quota_a_level_goes_before_a_batch_and_no_call_takes_more_than_half():
+    governor = Governor()
+    governor.init([{1: 1e-3, 32: 10e-3}, {1: 3e-3, 32: 30e-3}])
+    governor.budget = Budget(lambda: 0.0)
+    governor.budget.stop_at(50e-3, 0.1)
+    governor.decide(1.0, 1, 0.0)
+    governor.observe(0, 1, 1e-3, 0.01)
+    assert governor.decide(1.0, 32, 0.02)[:2] == (0, 32)
+    assert governor.decide(1.0, 16, 0.03)[:2] == (1, 16)
+    governor.init([{1: 3e-3, 32: 30e-3}])
+    governor.observe(0, 1, 3e-3, 0.04)
+    assert governor.decide(1.0, 32, 0.05)[:2] == (0, 1)  # of the sizes that were measured
+
+
 def test_where_nothing_is_limited_decisions_are_those_of_a_governor_without_budget():
     draw, table = random.Random(5), costs(400e-6, 2.0)
     plain, other = Governor(), Governor()

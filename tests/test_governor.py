@@ -308,6 +308,21 @@ def test_a_backlog_lowers_the_level_but_never_below_the_cheapest_that_fits():
     assert levels[-1] == 0
 
 
+def test_a_batch_between_those_measured_costs_what_lies_between():
+    governor = Governor()
+    governor.init([{2: 1e-3, 8: 4e-3}, {2: 2e-3, 8: 8e-3}])
+    for level in (0, 1):
+        costs = [
+            (level + 1) * cost for cost in (1e-3, 1e-3, 1.5e-3, 2e-3, 2.5e-3, 3e-3, 3.5e-3, 4e-3)
+        ]
+        got = [governor.predict(level, batch)[0] for batch in range(1, 10)]
+        assert got == pytest.approx([*costs, costs[-1]])  # what is more goes in several calls
+    # Five of them in what they nominally take: as fast as ever.
+    governor.decide(1.0, 5, 0.0)
+    governor.observe(1, 5, 5e-3, 0.1)
+    assert governor.state.slowdown.mean == pytest.approx(0.0, abs=1e-9)
+
+
 def test_a_batch_takes_all_that_wait_up_to_the_largest_batch():
     governor = started()
     assert [governor.decide(1.0, queue, 0.0).batch for queue in (0, 1, 3, 8, 50)] == [0, 1, 3, 8, 8]

@@ -2,13 +2,13 @@
 
 A browser shows pages of anybody, so that one of somebody else can have it ask for ours: under a
 name of its own that leads to this machine (DNS rebinding), or by sending us what it likes. The
-first is told by the Host header, the second by the Origin.
+first is told by the Host header, the second by the Origin or by what browsers say of who asks. And
+what has not been let through must cost next to nothing: nothing long is taken apart.
 """
 
 import hmac
 import socket
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from adaptive.config import PageSettings
 
 COOKIE = "adaptive-token"
 ANY = "0.0.0.0", "::"  # every address of this machine
+LONGEST = 4096  # bytes of headers and query
 
 
 class Refusal(NamedTuple):
@@ -51,15 +52,19 @@ def refused(
     if not served(settings, host):
         wanted = url(settings)
         return Refusal(421, f"Host: wanted that of {wanted}, got {host or 'none'}. Open that.")
-    origin = headers.get("origin", "")
-    if method == "POST" and origin and origin != f"http://{host}":
+    origin, site = headers.get("origin", ""), headers.get("sec-fetch-site", "")
+    if origin and origin != f"http://{host}":
         return Refusal(403, f"Origin: wanted http://{host}, got {origin}: it is of another page.")
-    if settings.token and not (known(settings, token) or known(settings, carried(headers))):
+    followed = method == "GET" and headers.get("sec-fetch-mode") == "navigate"  # a link, to read
+    if site in ("cross-site", "same-site") and not followed:
+        return Refusal(403, f"Sec-Fetch-Site: wanted same-origin, got {site}: another page asks.")
+    cookie = carried(headers)
+    if settings.token and not (known(settings, token) or known(settings, cookie)):
         return Refusal(
             401,
             "token: wanted that of [page] in the configuration, got "
-            f"{'another' if token or carried(headers) else 'none'}. Open the page with ?token= and "
-            "it at the end of its address.",
+            f"{'another' if token or cookie else 'none'}. Open the page with ?token= and it at the "
+            "end of its address.",
         )
     return None
 
@@ -90,8 +95,8 @@ def known(settings: PageSettings, token: str) -> bool:
 
 def carried(headers: Mapping[str, str]) -> str:
     """The token that a browser was given before; empty if none."""
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return cookie.value if cookie else ""
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""

@@ -20,7 +20,7 @@ from adaptive.config import PageSettings
 from adaptive.health import Health
 from adaptive.loop import Loop
 from adaptive.page import answers
-from adaptive.page.guard import COOKIE, address, known, refused, url
+from adaptive.page.guard import COOKIE, LONGEST, address, known, refused, url
 from adaptive.page.view import able
 from adaptive.page.watcher import Watcher
 
@@ -140,17 +140,21 @@ class Page:
 
     async def _events(self, request: Request) -> Response:
         if self.watching >= WATCHERS:
-            return PlainTextResponse(
-                f"wanted at most {WATCHERS} who look at once, got one more. Close another.", 503
-            )
+            return crowded()
         watcher = self._watcher(request.query_params)
         return watcher if isinstance(watcher, Response) else Messages(self, watcher)
 
     async def _state(self, request: Request) -> Response:
+        if self.watching >= WATCHERS:
+            return crowded()
         watcher = self._watcher(request.query_params)
         if isinstance(watcher, Response):
             return watcher
-        return Response(await said(watcher), media_type="application/json")
+        self.watching += 1
+        try:
+            return Response(await said(watcher), media_type="application/json")
+        finally:
+            self.watching -= 1
 
     def _watcher(self, query: QueryParams) -> Watcher | Response:
         """Who asks for a stream, and for those with a text in their name."""
@@ -173,6 +177,12 @@ class Page:
             if len(payload) > answers.LONGEST:
                 return answer(413, {"error": f"wanted at most {answers.LONGEST} bytes, got more"})
         return answer(*answers.take(self.loop.tracks, bytes(payload)))
+
+
+def crowded() -> Response:
+    """What one more who wants to look is told."""
+    text = f"wanted at most {WATCHERS} who look at once, got one more. Close another."
+    return PlainTextResponse(text, 503)
 
 
 def answer(status: int, content: Any) -> Response:
@@ -253,6 +263,12 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *ours]}
             await send(message)
 
+        size = len(scope["query_string"]) + sum(
+            len(name) + len(value) for name, value in scope["headers"]
+        )
+        if size > LONGEST:
+            text = f"wanted at most {LONGEST} bytes of headers and query, got {size}"
+            return await PlainTextResponse(text, 431)(scope, receive, with_headers)
         token = QueryParams(scope["query_string"]).get("token", "")
         headers = {name.lower(): value for name, value in Headers(scope=scope).items()}
         if refusal := refused(self.settings, scope["method"], headers, token):
