@@ -530,3 +530,20 @@ def test_a_browser_that_takes_nothing_is_not_waited_for_without_end(virtual_time
     assert len(sent) == 4  # the head, two messages, and one that was not taken
     assert page.watching == 0
     assert track.onlookers == ()
+
+
+@pytest.mark.slow
+def test_a_long_request_of_anybody_is_refused_unread():
+    long = "a=&" * 20_000
+
+    async def main():
+        async with served(several(2), token="secret") as (_, port):
+            for path, headers in (
+                (f"/state?{long}", {}),
+                (f"/?{long}", {"host": "evil.example"}),
+                ("/state", {"cookie": 'a="' + "\\" * 20_000}),
+            ):
+                assert (await fetched(port, path, **headers))[0] in (400, 431)
+            assert (await fetched(port, "/state?token=secret"))[0] == 200
+
+    asyncio.run(main())
