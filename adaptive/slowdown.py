@@ -64,7 +64,7 @@ class Tail(NamedTuple):
 
 
 def margin(tail: Tail, depth: float) -> float:
-    """Residual that only a share of epsilon exceeds, by a Pareto tail.
+    """Residual that only a share of epsilon exceeds, by a Pareto tail that ends where the last did.
 
     Args:
         tail: What is known of it.
