@@ -238,10 +238,10 @@ def otherwise(
     """What is done when no level is sure to be in time for all that waits.
 
     Where some level usually is, all are tried at the one that promises most; or, if that is more,
-    as many as can be are taken at the cheapest level, which then is sure: those that are due first,
-    or, where it is known when all are due, later ones, and the others are given up. Where not even
-    the cheapest usually is in time for all, what counts is how many are had for the time that they
-    take: the longer a call, the more is late when it ends.
+    as many as can be of those that are due first are taken at the cheapest level, which then is
+    sure. Where not even the cheapest usually is in time for all, what counts is how many are had
+    for the time that they take: the longer a call, the more is late when it ends. Then, where it is
+    known when all are due, it may be later ones that are taken, and the others are given up.
 
     Args:
         ladder: Nominal costs.
@@ -271,6 +271,8 @@ def otherwise(
     for few in (batch, *reversed(sizes[: bisect_left(sizes, batch)])):
         cost = beyond(exp(log_costs[few - 1][0] + base), extra)
         place = bisect_left(waits, now + guard + cost)
+        if place and not overloaded:
+            continue  # these need not be given up
         promised = min(len(waits) - place, few) * gains[0] / (cost if overloaded else 1.0)
         if promised > most:
             level, found, sure, most = 0, few, True, promised
