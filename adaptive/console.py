@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -9,7 +10,10 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+WIDE = 160  # columns where nobody looks, as in a file; what looks on says how wide it is
 OUT, ERR = Console(), Console(stderr=True)
+if not OUT.is_terminal and "COLUMNS" not in os.environ:
+    OUT.width = WIDE
 
 
 def set_up_log(level: int) -> None:

@@ -36,7 +36,7 @@ from adaptive.policy import Policy
 from adaptive.scenarios import SCENARIOS, SITES, World, world
 from adaptive.settings import LADDER
 from adaptive.simulation import Outcome, Profile, simulate
-from adaptive.slowdown import CORRECTION, Tail
+from adaptive.slowdown import CORRECTION, UNSEEN, Tail
 
 # What the work of calls costs, for a bank of 512 streams of one channel on two cores [us], from the
 # cheapest level to the full one, and what a gradient step takes.
@@ -96,6 +96,8 @@ class Without(Governor):
         slowdown, tail = state.slowdown, state.tail
         if part == "conformal correction":
             tail = tail._replace(correction=CORRECTION)
+        elif part == "largest residual seen":
+            tail = tail._replace(before=UNSEEN)
         elif part == "tail":
             tail = Tail()._replace(correction=tail.correction)
         elif part == "hold of a spike":
@@ -106,6 +108,7 @@ class Without(Governor):
 PARTS = (
     "conformal correction",
     "tail",
+    "largest residual seen",
     "hold of a spike",
     "tries",
     "choice of what can be had",
@@ -212,12 +215,14 @@ class Judged(NamedTuple):
     """How a policy did, in the mean over worlds."""
 
     quality: float  # of the oracle's that knows each call
+    attainable: float  # the same of the oracle that knows the law
     by_law: float  # gap closed to the oracle that knows the law; NaN where there is none
     by_call: float  # gap closed to the oracle that knows each call
     late: float  # share of answers that were late, of calls that were to be in time
     tried: float  # the same of all calls, also those that were only tried
     missed: float  # share of all answers that came after their deadline
     unmissed: float  # the same of the oracle that knows each call
+    load: float  # of the time that there is, what the highest level would take for all samples
     learned: float  # share of the gradient steps that were due
     spent: float  # share of what budgets allow; NaN where there is none
     skipped: float  # share of the samples left out of the model's memory
@@ -243,40 +248,50 @@ def judge(found: Sequence[dict[str, Outcome]], name: str) -> Judged:
     missed, unmissed = (share(one, "missed", "samples") for one in (name, MYOPIC))
     return Judged(
         mine / call,
+        law / call,
         closed(law),
         closed(call),
         late / max(meant, 1),
         (late + tried) / max(meant + tried, 1),
         missed,
         unmissed,
+        float(np.mean([each[name].load for each in found])),
         share(name, "learned", "owed"),
         share(name, "spent", "granted") if all(each[name].granted for each in found) else np.nan,
         share(name, "skipped", "samples"),
     )
 
 
-COLUMNS = "quality", "law", "calls", "late %", "tried", "missed", "oracle", "learned", "spent"
+COLUMNS = (
+    *("quality", "law's", "by law", "by call", "late %", "tried", "missed", "oracle"),
+    *("load", "learned", "spent"),
+)
+ATTAINED = 0.97  # quality of the oracle that knows the law, where more may be asked for
+FREE, MOST_STEPS = 0.6, 0.9  # below such a load there is time for so many gradient steps
 RANKS = "ranks"  # of scenarios, the one whose streams are not equal
 
 
 def row(judged: Judged) -> list[str]:
     """The cells of a judgement."""
-    shares = [f"{one:.3f}" for one in judged[:3]]
+    shares = [f"{one:.3f}" for one in judged[:4]]
     shares += [f"{100 * one:.3f}" for one in (judged.late, judged.tried)]
     missed = [f"{100 * one:.2f}" for one in (judged.missed, judged.unmissed)]
     spent = "-" if np.isnan(judged.spent) else f"{100 * judged.spent:.1f}"
-    return [*shares, *missed, f"{100 * judged.learned:.0f} %", spent]
+    work = [f"{100 * one:.0f} %" for one in (judged.load, judged.learned)]
+    return [*shares, *missed, *work, spent]
 
 
 def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
     """The governor by scenario, and all policies over all of them."""
     about = (
-        "quality, to the oracle's that knows each call; gap closed to the one that knows the law, "
-        "and to that one; refined answers late, of calls that were to be in time, and of all [%]; "
-        "answers missed, and by that oracle [%]; "
-        "gradient steps of those due; what was spent of a budget [%]"
+        "quality, to the oracle's that knows each call, and that of the one that knows the law; "
+        "gap closed to this one, and to that one; refined answers late, of calls that were to be "
+        "in time, and of all [%]; answers missed, and by the oracle that knows each call [%]; the "
+        "load, if all were at the highest level; gradient steps of those due; what was spent of a "
+        "budget [%]"
     )
-    yield table(f"the governor, by scenario and site: {about}", by_scenario(found))
+    judged = by_scenario(found)
+    yield table(f"the governor, by scenario and site: {about}", judged, summary(judged))
     names = [name for name in found[0][1] if name not in (MYOPIC, DIST)]
     equal = [each for job, each in found if job.scenario != RANKS]
     yield table("policies, over all", {name: judge(equal, name) for name in names})
@@ -309,9 +324,24 @@ def by_scenario(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> dict[str, Ju
     return {name: judge(some, OURS) for name, some in groups.items()}
 
 
-def table(title: str, judged: dict[str, Judged]) -> Table:
+def summary(judged: dict[str, Judged]) -> str:
+    """Say how it did where much could be had."""
+    quality = {k: v.quality for k, v in judged.items() if v.attainable >= ATTAINED}
+    learned = [v.learned for v in judged.values() if v.load < FREE]
+    worst = min(quality, key=lambda k: quality[k], default="")
+    return (
+        f"where the oracle that knows the law has {ATTAINED} or more, in {len(quality)} of "
+        f"{len(judged)}: quality {np.mean([*quality.values()]):.3f} in the mean, at least "
+        f"{quality.get(worst, np.nan):.3f} ({worst}); at a load below {FREE:.0%}: "
+        f"{MOST_STEPS:.0%} or more of the steps in {sum(s >= MOST_STEPS for s in learned)} of "
+        f"{len(learned)}"
+    )
+
+
+def table(title: str, judged: dict[str, Judged], caption: str = "") -> Table:
     """Lay judgements out."""
-    made = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    justify = {"title_justify": "left", "caption_justify": "left"}
+    made = Table(title=title, caption=caption, **justify, box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("", *COLUMNS):
         made.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for name, one in judged.items():

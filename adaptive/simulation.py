@@ -11,6 +11,8 @@ from itertools import islice
 from math import exp, inf
 from typing import NamedTuple
 
+import numpy as np
+
 from adaptive.backlog import QUEUE, QUEUE_LEAST, Backlog, Line, Rank
 from adaptive.budget import MANDATORY, SKIP, WAIT
 from adaptive.decision import Decision
@@ -66,6 +68,7 @@ class Outcome(NamedTuple):
     best: int = 0  # of these: answered at the highest level
     broken: int = 0  # times that a stream's promise was broken
     tried: int = 0  # late ones of calls that were not as sure as that
+    load: float = 0.0  # of its world, see `load`
 
     def quality(self, mandatory: float, levels: Sequence[float]) -> float:
         """Mean quality of an answer; one after its deadline has none."""
@@ -77,6 +80,27 @@ class Outcome(NamedTuple):
 def patience(deadline: float) -> float:
     """How long a sample waits for the model [s]."""
     return deadline - min(max(SPARE * deadline, SPARE_LEAST), SPARE_MOST * deadline)
+
+
+def load(world: World, profile: Profile) -> float:
+    """What the highest level would take for all samples, as a share of the time that there is.
+
+    In calls for one sample of each stream; and there is no time while the model's process is
+    stopped or away, nor more than a quota or a budget allows beside what else the agent does.
+    """
+    streams = 1 if world.streams is None else int(world.streams.max()) + 1
+    many = min(streams, MOST)
+    slow = world.slow[np.minimum((world.arrivals / TICK).astype(int), len(world.slow) - 1)]
+    alone = profile.every(world.slower)[-1][many - 1] * np.exp(slow + world.noise[:, -1])
+    work = float((alone + world.stalls[:, -1]).sum()) / many
+    length = world.length
+    away = sum(min(end, length) - begin for begin, end in (*world.pauses, *world.crashes))
+    allowed = granted(world, length) or length
+    if world.quota is not None:
+        allowed = min(allowed, length * world.quota.cpu / world.quota.period)
+    if allowed < length:
+        allowed -= world.base * length
+    return work / min(length - away, allowed)
 
 
 class Waiting:
@@ -328,4 +352,5 @@ def simulate(world: World, profile: Profile, policy: Policy) -> Outcome:
         day.best,
         sum(line.broken for line in day.lines),
         day.tried,
+        load(world, profile),
     )

@@ -1,6 +1,7 @@
 """The governor's day in virtual time, and the policies that it is compared with."""
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 
 import numpy as np
@@ -15,7 +16,7 @@ from adaptive.decision import Decision
 from adaptive.machine import Gaps, Machine
 from adaptive.policies import Static
 from adaptive.scenarios import BEDSIDE, GATEWAY, SCENARIOS, SITES, Quota, Site, World, world
-from adaptive.simulation import Outcome, patience, simulate
+from adaptive.simulation import Outcome, load, patience, simulate
 
 LEVELS, SAMPLES = len(PROFILE.costs), 4000
 MAIN = OURS, SMALL, DIST, MYOPIC
@@ -171,7 +172,7 @@ def test_what_is_expected_to_be_late_is_answered_at_once_and_what_is_late_when_i
     # After seven that were late nobody waits for the model any more.
     for policy, many in ((never, 0), (late, 7)):
         found = simulate(given, PROFILE, policy)
-        blank = found._replace(backlog=0, spent=0.0)
+        blank = found._replace(backlog=0, spent=0.0, load=0.0)
         assert blank == Outcome(50, (0, 0, 0), many, 0, 0, 1, 1, 50, 0)
         # The model saw all of them, at its cheapest level.
         assert [(level, batch) for level, batch, _ in policy.told] == [(0, 1)] * 50
@@ -233,12 +234,36 @@ def test_critical_streams_have_the_highest_level_for_longer_and_promises_are_kep
 
 
 def test_a_part_that_is_taken_out_is_out():
-    needing = {"ranks": RANKS, "hold of a spike": "bad hour"}
+    needing = {
+        "ranks": (RANKS, BEDSIDE, 1500),
+        "hold of a spike": ("bad hour", BEDSIDE, 1500),
+        "largest residual seen": ("recorded, busy", GATEWAY, 8000),  # of a thousand calls
+    }
     for part in contest.PARTS:
-        given = world(needing.get(part, "recorded, crowded"), BEDSIDE, LEVELS, 1500, 0)
+        name, site, samples = needing.get(part, ("recorded, crowded", BEDSIDE, 1500))
+        given = world(name, site, LEVELS, samples, 0)
         made = policies(given)
         whole, other = (simulate(given, PROFILE, made[n]()) for n in (OURS, f"without {part}"))
         assert whole != other, part
+
+
+def test_a_load_is_what_the_highest_level_takes_of_the_time_that_may_be_had():
+    given = world("quiet", BEDSIDE, LEVELS, SAMPLES, 0)
+    work = SAMPLES * 4 * PROFILE.costs[-1][2] / 4  # in calls for four, four times as slow
+    assert load(given, PROFILE) == pytest.approx(work / given.length, rel=0.05)
+    half = replace(given, quota=Quota(0.05, 0.1))
+    left = given.length * (0.5 - given.base)
+    assert load(half, PROFILE) == pytest.approx(load(given, PROFILE) * given.length / left)
+    away = replace(given, pauses=((0.0, 0.5 * given.length),))
+    assert load(away, PROFILE) == pytest.approx(2 * load(given, PROFILE))
+
+
+def test_what_no_oracle_could_have_had_does_not_count_in_the_summary(short):
+    _, outcomes = short[0]
+    good = judge([outcomes], OURS)._replace(quality=0.98, attainable=0.99, load=0.2, learned=0.95)
+    told = contest.summary({"a": good, "b": good._replace(quality=0.5, attainable=0.6, load=0.9)})
+    assert "in 1 of 2: quality 0.980 in the mean, at least 0.980 (a)" in told
+    assert told.endswith("90% or more of the steps in 1 of 1")
 
 
 def test_the_table_names_every_scenario_and_policy(short):
