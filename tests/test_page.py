@@ -323,6 +323,26 @@ def test_an_answer_to_an_alarm_is_counted_and_learned_and_one_that_is_none_is_re
     assert "before" in content["said"]
 
 
+def test_what_was_answered_to_an_alarm_is_shown_to_whoever_looks_later(engine, virtual_time):
+    loop = running(engine, 200)
+    virtual_time.run(loop.run())
+    track = loop.tracks["ecg"]
+    for time in (0.5, 1.5):
+        raised = result(0, alarm=True)
+        track.alarms.append(raised._replace(sample=raised.sample._replace(time=time)))
+    one = watching(loop, chosen=track)
+    while not one.complete:
+        one.step(0.0)
+
+    def labels():
+        return [alarm["label"] for alarm in one.message(0.0)["chosen"]["last_alarms"]]
+
+    assert labels() == [None, None]
+    for label in (1, 0):
+        answers.take(loop.tracks, b'{"stream": "ecg", "time": 1.5, "label": %d}' % label)
+        assert labels() == [label, None]
+
+
 # --- the server ---------------------------------------------------------------------------------
 
 

@@ -54,8 +54,10 @@ def about(track: Track) -> dict[str, Any]:
 
 
 def alarms(track: Track) -> list[dict[str, Any]]:
-    """The last alarms of a stream, newest first."""
-    return [alarm(result) for result in list(track.alarms)[: -ALARMS - 1 : -1]]
+    """The last alarms of a stream, newest first, with what was answered to each."""
+    said = track.pending.said()
+    some = list(track.alarms)[: -ALARMS - 1 : -1]
+    return [alarm(result) | {"label": said.get(result.sample.time)} for result in some]
 
 
 def alarm(result: Result) -> dict[str, Any]:

@@ -129,7 +129,8 @@ function showStreams({ in_all, found, lines }) {
 
 const SECONDS = 10, FEWEST = 240; // of the signal, and samples of slow ones, that are shown
 let looked = null; // the plots of the chosen stream, and the points in them
-const told = new Map(); // what became of answers to alarms
+const told = new Map(); // what became of answers to alarms that were given here
+const ANSWERS = { 1: "that was one", 0: "nothing" }; // by label
 
 function look(c) {
   for (const one of looked ? [...looked.plots, looked.score] : []) one.remove();
@@ -177,7 +178,8 @@ function showChosen(c, now) {
   place("no-alarms").hidden = c.last_alarms.length > 0;
   each(place("alarms"), c.last_alarms, (alarm) => `${c.name} ${alarm.time}`, (alarm) => alarmItem(c.name, alarm), (item, alarm) => {
     texts([item.when], [`${ago(now - alarm.at_s)} ago, score ${alarm.score.toFixed(3)}, ${alarm.level}`]);
-    texts([item.said], [told.get(`${c.name} ${alarm.time}`) || ""]);
+    const before = alarm.label === null ? "" : `answered: "${ANSWERS[alarm.label]}"`;
+    texts([item.said], [told.get(`${c.name} ${alarm.time}`) || before]);
   });
 }
 
@@ -194,9 +196,9 @@ function alarmItem(stream, alarm) {
     const parts = alarm.channels.map(([name, weight]) => `${name} ${share(weight)}`).join(", ");
     item.append(make("div", `kept apart from them by: ${parts}`, "quiet"));
   }
-  for (const [text, label] of [["that was one", 1], ["nothing", 0]]) {
-    const button = make("button", text);
-    button.onclick = () => tell(stream, alarm.time, label, text);
+  for (const label of [1, 0]) {
+    const button = make("button", ANSWERS[label]);
+    button.onclick = () => tell(stream, alarm.time, label, ANSWERS[label]);
     answer.append(button);
   }
   answer.append(item.said);
