@@ -203,6 +203,5 @@ class Pending:
             for time, label, duration, matched, after in snapshot["held"].tolist()
         ]
         self._known = {
-            (time, duration): int(label)
-            for time, label, duration in snapshot["known"].tolist()
+            (time, duration): int(label) for time, label, duration in snapshot["known"].tolist()
         }
