@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import exp, inf
 
-from adaptive.budget import Budget, Offer, offer
+from adaptive.budget import STEP, Budget, Offer, offer
 from adaptive.decision import (
     NORMAL,
     Decision,
@@ -145,6 +145,7 @@ class Governor:
 
         With nothing waiting that is a call for the next sample, at the level that is usual now.
         What waits, and what comes meanwhile, is not to have less than the highest level for it.
+        Where there is a price, it must be worth that, too.
 
         Args:
             slack: [s] until the first of those that wait is due; with nothing waiting, how long
@@ -153,8 +154,10 @@ class Governor:
             cost: [s] of the step, nominal.
         """
         state, money, ladder = self.state, self.budget, self.ladder
-        if money is not None and (money.price > 0.0 or cost > money.spare):
-            return False  # it is what goes first
+        if money is not None:
+            full = ladder.costs[0][-1]  # of which a price is
+            if money.price * cost > STEP * full or cost > money.spare:
+                return False
         if state.trust.mode != NORMAL or state.slowdown.hold_left or slack <= ladder.guard:
             return False
         step = beyond(cost * exp(state.slowdown.mean), margin(state.tail, ladder.depth))

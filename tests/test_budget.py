@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive.budget import MANDATORY, MEMORY, SKIP, WAIT, Budget, Window, choose, offer
+from adaptive.budget import MANDATORY, MEMORY, SKIP, STEP, WAIT, Budget, Window, choose, offer
 from adaptive.decision import Settings
 from adaptive.governor import Governor
 from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY, ladder
@@ -231,7 +231,7 @@ def test_what_has_no_time_goes_through_the_cheapest_level_unless_that_is_too_dea
     assert choose(made, 1, MANDATORY, 1.01 * dear) == SKIP
 
 
-def test_learning_goes_first_when_money_is_short():
+def test_gradient_steps_are_taken_while_they_are_worth_their_price():
     table, rate = costs(400e-6, 2.0), 100.0
     agent = Agent(table)
     agent.budget.limit("cpu", 10.0)
@@ -239,8 +239,10 @@ def test_learning_goes_first_when_money_is_short():
     assert agent.governor.may_learn(1.0, 0, 1e-3)
     agent.budget.limit("cpu", 0.5 * full(table, rate))
     agent.live(5.0, rate, random.Random(6))
-    assert agent.budget.price > 0.0
-    assert not agent.governor.may_learn(1.0, 0, 1e-3)
+    dear = STEP / agent.budget.price * agent.governor.ladder.costs[0][-1]  # [s]
+    assert 0.0 < dear < 0.1
+    assert agent.governor.may_learn(1.0, 0, 0.99 * dear)
+    assert not agent.governor.may_learn(1.0, 0, 1.01 * dear)
 
 
 def test_learning_leaves_room_in_the_period_of_a_quota():
