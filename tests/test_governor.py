@@ -252,18 +252,36 @@ def test_where_not_all_can_be_had_those_are_taken_that_can(past, slacks):
     ready = now + 0.5e-3 + governor.predict(0, batch)[1]
     in_time = [due for due in dues if due >= after][:batch]
     assert all(due >= ready - 1e-9 for due in in_time)
-    # No other size gives more of them, or more for the time that it takes.
+    # No other size gives more of them; or where not even the cheapest level usually is in time for
+    # all, and only there may some be given up, more for the time that it takes.
     overloaded = governor.predict(0, min(len(dues), 8))[0] > dues[0] - now - 0.5e-3
+    assert overloaded or after == dues[0]
 
     def had(size):
         cost = governor.predict(0, size)[1]
-        many = min(sum(due >= now + 0.5e-3 + cost for due in dues), size)
-        return many / (cost if overloaded else 1.0)
+        in_time = sum(due >= now + 0.5e-3 + cost for due in dues)
+        if not overloaded:
+            return size if in_time == len(dues) else 0
+        return min(in_time, size) / cost
 
     whole = min(len(dues), 8)
     sizes = [size for size in (1, 2, 4, 8) if size < whole] + [whole]
     size = next(size for size in sizes if size >= batch)
     assert had(size) >= max(map(had, sizes)) * (1 - 1e-9)
+
+
+def test_nobody_is_given_up_while_the_cheapest_level_usually_is_in_time_for_all():
+    governor = started()
+    governor.state, now = settled_state()
+    typical, safe = governor.predict(0, 8)
+    later = [now + 0.5e-3 + 1.1 * safe] * 6  # of these a call for all would be sure
+    soon = [now + 0.5e-3 + 1.001 * typical] * 2
+    governor.dues = lambda: soon + later
+    found = governor.decide(soon[0] - now, 8, now)
+    assert found == (0, 8, False, -math.inf)
+    soon[:] = [now + 0.5e-3 + 0.99 * typical] * 2
+    found = governor.decide(soon[0] - now, 8, now)
+    assert found == (0, 8, True, later[0])
 
 
 def test_a_chance_is_a_law_that_meets_its_tail():
