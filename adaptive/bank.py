@@ -44,6 +44,7 @@ class Track:
     backwards: int = 0
     newest: float = -inf  # [s] time of the newest sample
     alarms: deque[Result] = field(default_factory=lambda: deque(maxlen=ALARMS_KEPT))
+    said: dict[int, int] = field(default_factory=dict)  # the last label of each of these, by index
     level: int = MANDATORY  # of the newest answer
     score: float = nan  # of the newest answer
     line: Line = field(default_factory=Line)  # what of it waits for the model
@@ -80,6 +81,13 @@ class Track:
     def _learn(self, matches: list[Matches], before: int) -> None:
         label = self.bank.controller.label
         learned = sum(label(self.number, m.indices, m.label) for m in matches if len(m.indices))
+        for indices, said in matches if self.alarms else ():
+            for alarm in self.alarms:
+                index = alarm.answer.estimate.index
+                if len(indices) and indices[0] <= index <= indices[-1]:
+                    self.said[index] = said
+        while len(self.said) > ALARMS_KEPT:
+            del self.said[next(iter(self.said))]
         counts, pending = self.counters.feedback, self.pending
         # A stretch goes on matching sample by sample; as feedback it counts once.
         counts["learned"] += min(learned, pending.paired - before)

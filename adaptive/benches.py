@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from adaptive.commands import settings_of
-from adaptive.console import OUT, bar
+from adaptive.console import OUT, WIDE, bar
 
 
 def bench_machine(args: argparse.Namespace) -> int:
@@ -63,6 +63,7 @@ def contest_of_governors(
         for one in contest.outcomes(seeds, samples, names, workers, held_out):
             found.append(one)
             advance()
+    OUT.width = max(OUT.width, WIDE)  # a line that is broken says more than a number that is cut
     for table in contest.tables(found):
         OUT.print(table)
     return 0

@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-WIDE = 160  # columns where nobody looks, as in a file; what looks on says how wide it is
+WIDE = 140  # columns of a file, and of wide tables anywhere
 OUT, ERR = Console(), Console(stderr=True)
 if not OUT.is_terminal and "COLUMNS" not in os.environ:
     OUT.width = WIDE

@@ -328,20 +328,23 @@ def summary(judged: dict[str, Judged]) -> str:
     """Say how it did where much could be had."""
     quality = {k: v.quality for k, v in judged.items() if v.attainable >= ATTAINED}
     learned = [v.learned for v in judged.values() if v.load < FREE]
-    worst = min(quality, key=lambda k: quality[k], default="")
-    return (
-        f"where the oracle that knows the law has {ATTAINED} or more, in {len(quality)} of "
-        f"{len(judged)}: quality {np.mean([*quality.values()]):.3f} in the mean, at least "
-        f"{quality.get(worst, np.nan):.3f} ({worst}); at a load below {FREE:.0%}: "
-        f"{MOST_STEPS:.0%} or more of the steps in {sum(s >= MOST_STEPS for s in learned)} of "
-        f"{len(learned)}"
+    many = sum(share >= MOST_STEPS for share in learned)
+    told = (
+        f"at a load below {FREE:.0%}: {MOST_STEPS:.0%} or more of the steps in {many} of "
+        f"{len(learned)}; where the oracle that knows the law has {ATTAINED} or more, in "
+        f"{len(quality)} of {len(judged)}"
     )
+    if not quality:
+        return told
+    worst = min(quality, key=lambda k: quality[k])
+    mean = np.mean([*quality.values()])
+    return f"{told}: quality {mean:.3f} in the mean, at least {quality[worst]:.3f} ({worst})"
 
 
 def table(title: str, judged: dict[str, Judged], caption: str = "") -> Table:
     """Lay judgements out."""
-    justify = {"title_justify": "left", "caption_justify": "left"}
-    made = Table(title=title, caption=caption, **justify, box=SIMPLE, padding=(0, 1, 0, 0))
+    made = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    made.caption, made.caption_justify = caption, "left"
     for name in ("", *COLUMNS):
         made.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for name, one in judged.items():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import exp, inf
 
-from adaptive.budget import STEP, Budget, Offer, offer
+from adaptive.budget import WORTH_STEP, Budget, Offer, offer
 from adaptive.decision import (
     NORMAL,
     Decision,
@@ -156,7 +156,7 @@ class Governor:
         state, money, ladder = self.state, self.budget, self.ladder
         if money is not None:
             full = ladder.costs[0][-1]  # of which a price is
-            if money.price * cost > STEP * full or cost > money.spare:
+            if money.price * cost > WORTH_STEP * full or cost > money.spare:
                 return False
         if state.trust.mode != NORMAL or state.slowdown.hold_left or slack <= ladder.guard:
             return False

@@ -18,7 +18,7 @@ from adaptive.budget import MANDATORY, SKIP, WAIT
 from adaptive.decision import Decision
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Needs, Whom
 from adaptive.ladder import Row, between
-from adaptive.machine import Machine, granted
+from adaptive.machine import Gaps, Machine, granted
 from adaptive.policy import Ahead, Knowing, Learning, Looking, Paying, Policy, Ranking
 from adaptive.scenarios import TICK, World, coldness
 
@@ -85,22 +85,24 @@ def patience(deadline: float) -> float:
 def load(world: World, profile: Profile) -> float:
     """What the highest level would take for all samples, as a share of the time that there is.
 
-    In calls for one sample of each stream; and there is no time while the model's process is
-    stopped or away, nor more than a quota or a budget allows beside what else the agent does.
+    In calls for a sample of each stream, or for `MOST`, and without what a pause before a call
+    adds. There is no time while the model's process is stopped or away, nor more than a quota or
+    budgets, from the first one on, allow beside what else the agent does; infinite: there is none.
     """
     streams = 1 if world.streams is None else int(world.streams.max()) + 1
     many = min(streams, MOST)
     slow = world.slow[np.minimum((world.arrivals / TICK).astype(int), len(world.slow) - 1)]
     alone = profile.every(world.slower)[-1][many - 1] * np.exp(slow + world.noise[:, -1])
     work = float((alone + world.stalls[:, -1]).sum()) / many
-    length = world.length
-    away = sum(min(end, length) - begin for begin, end in (*world.pauses, *world.crashes))
-    allowed = granted(world, length) or length
+    length, gaps = world.length, Gaps((*world.pauses, *world.crashes))
+    away = (max(min(e, length) - s, 0.0) for s, e in zip(gaps.starts, gaps.ends, strict=True))
+    there = length - sum(away)
+    if world.budgets:
+        there = min(there, granted(world, length) - world.base * length)
     if world.quota is not None:
-        allowed = min(allowed, length * world.quota.cpu / world.quota.period)
-    if allowed < length:
-        allowed -= world.base * length
-    return work / min(length - away, allowed)
+        share = world.quota.cpu / world.quota.period
+        there = min(there, (share - world.base) * length)
+    return work / there if there > 0.0 else inf
 
 
 class Waiting:

@@ -13,7 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive.budget import MANDATORY, MEMORY, SKIP, STEP, WAIT, Budget, Window, choose, offer
+from adaptive.budget import (
+    MANDATORY,
+    MEMORY,
+    SKIP,
+    WAIT,
+    WORTH_STEP,
+    Budget,
+    Window,
+    choose,
+    offer,
+)
 from adaptive.decision import Settings
 from adaptive.governor import Governor
 from adaptive.ladder import WORTH_FULL, WORTH_MANDATORY, ladder
@@ -239,7 +249,7 @@ def test_gradient_steps_are_taken_while_they_are_worth_their_price():
     assert agent.governor.may_learn(1.0, 0, 1e-3)
     agent.budget.limit("cpu", 0.5 * full(table, rate))
     agent.live(5.0, rate, random.Random(6))
-    dear = STEP / agent.budget.price * agent.governor.ladder.costs[0][-1]  # [s]
+    dear = WORTH_STEP / agent.budget.price * agent.governor.ladder.costs[0][-1]  # [s]
     assert 0.0 < dear < 0.1
     assert agent.governor.may_learn(1.0, 0, 0.99 * dear)
     assert not agent.governor.may_learn(1.0, 0, 1.01 * dear)

@@ -327,9 +327,10 @@ def test_what_was_answered_to_an_alarm_is_shown_to_whoever_looks_later(engine, v
     loop = running(engine, 200)
     virtual_time.run(loop.run())
     track = loop.tracks["ecg"]
-    for time in (0.5, 1.5):
+    for index in (180, 150):
         raised = result(0, alarm=True)
-        track.alarms.append(raised._replace(sample=raised.sample._replace(time=time)))
+        at = raised.answer._replace(estimate=raised.answer.estimate._replace(index=index))
+        track.alarms.append(raised._replace(answer=at))
     one = watching(loop, chosen=track)
     while not one.complete:
         one.step(0.0)
@@ -341,6 +342,11 @@ def test_what_was_answered_to_an_alarm_is_shown_to_whoever_looks_later(engine, v
     for label in (1, 0):
         answers.take(loop.tracks, b'{"stream": "ecg", "time": 1.5, "label": %d}' % label)
         assert labels() == [label, None]
+    stretch = b'{"stream": "ecg", "time": 1.75, "duration_s": 0.1, "label": 1}'
+    for told in (b'{"stream": "ecg", "time": -0.5, "label": 0}', stretch):
+        assert labels() == [0, None]
+        answers.take(loop.tracks, told)
+    assert labels() == [0, 1]
 
 
 # --- the server ---------------------------------------------------------------------------------

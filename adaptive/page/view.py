@@ -54,10 +54,14 @@ def about(track: Track) -> dict[str, Any]:
 
 
 def alarms(track: Track) -> list[dict[str, Any]]:
-    """The last alarms of a stream, newest first, with what was answered to each."""
-    said = track.pending.said()
-    some = list(track.alarms)[: -ALARMS - 1 : -1]
-    return [alarm(result) | {"label": said.get(result.sample.time)} for result in some]
+    """The last alarms of a stream, newest first."""
+    return [alarm(result) for result in list(track.alarms)[: -ALARMS - 1 : -1]]
+
+
+def labels(track: Track) -> list[int | None]:
+    """What was said last of each of these, if anything."""
+    newest = list(track.alarms)[: -ALARMS - 1 : -1]
+    return [track.said.get(result.answer.estimate.index) for result in newest]
 
 
 def alarm(result: Result) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Watcher:
         self.trace = Trace(len(chosen.stream.channels)) if chosen else None
         self._lines: dict[str, dict[str, Any]] = {}
         self._parts: list[Any] = [None] * (min(len(loop.banks), BANKS) + 1)
-        self._alarms: tuple[tuple[int, int], list[dict[str, Any]]] = (-1, -1), []
+        self._alarms: tuple[int, list[dict[str, Any]]] = -1, []
         self._steps = 0
 
     def open(self) -> None:
@@ -172,8 +172,9 @@ class Watcher:
         track, trace = self.chosen, self.trace
         if not (track and trace):
             return None
-        version = track.counters.alarms, track.pending.received
-        if self._alarms[0] != version:
-            self._alarms = version, view.alarms(track)
+        if self._alarms[0] != track.counters.alarms:
+            self._alarms = track.counters.alarms, view.alarms(track)
+        labels = zip(self._alarms[1], view.labels(track), strict=True)
+        alarms = [alarm | {"label": label} for alarm, label in labels]
         about = view.row(track, now) | view.about(track)
-        return about | {"last_alarms": self._alarms[1], "points": trace.take()}
+        return about | {"last_alarms": alarms, "points": trace.take()}

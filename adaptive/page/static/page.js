@@ -178,8 +178,10 @@ function showChosen(c, now) {
   place("no-alarms").hidden = c.last_alarms.length > 0;
   each(place("alarms"), c.last_alarms, (alarm) => `${c.name} ${alarm.time}`, (alarm) => alarmItem(c.name, alarm), (item, alarm) => {
     texts([item.when], [`${ago(now - alarm.at_s)} ago, score ${alarm.score.toFixed(3)}, ${alarm.level}`]);
-    const before = alarm.label === null ? "" : `answered: "${ANSWERS[alarm.label]}"`;
-    texts([item.said], [told.get(`${c.name} ${alarm.time}`) || before]);
+    const here = told.get(`${c.name} ${alarm.time}`); // unless somebody else has answered since
+    item.label = alarm.label;
+    texts([item.said], [here && here.label === alarm.label ? here.text
+      : alarm.label === null ? "" : `answered: "${ANSWERS[alarm.label]}"`]);
   });
 }
 
@@ -198,7 +200,7 @@ function alarmItem(stream, alarm) {
   }
   for (const label of [1, 0]) {
     const button = make("button", ANSWERS[label]);
-    button.onclick = () => tell(stream, alarm.time, label, ANSWERS[label]);
+    button.onclick = () => tell(stream, alarm.time, label, item);
     answer.append(button);
   }
   answer.append(item.said);
@@ -206,18 +208,19 @@ function alarmItem(stream, alarm) {
   return item;
 }
 
-async function tell(stream, time, label, text) {
-  let became;
+async function tell(stream, time, label, item) {
+  let text, known = item.label;
   try {
     const reply = await fetch("/feedback", {
       method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ stream, time, label }),
     });
     const found = await reply.json();
-    became = reply.ok ? `"${text}" ${found.said}; ${found.learned} learned of this stream` : found.error;
+    text = reply.ok ? `"${ANSWERS[label]}" ${found.said}; ${found.learned} learned of this stream` : found.error;
+    if (reply.ok && found.said === "counted") known = label;
   } catch (error) {
-    became = `not told: ${error.message}`;
+    text = `not told: ${error.message}`;
   }
-  told.set(`${stream} ${time}`, became);
+  told.set(`${stream} ${time}`, { text, label: known });
 }
 
 // --- governors ----------------------------------------------------------------------------------
