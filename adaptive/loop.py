@@ -31,9 +31,10 @@ from sensors.sample import Sample, Source
 
 LOG = logging.getLogger(__name__)
 # Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
-# late, and later on a crowded machine; how late is measured and reckoned with.
+# late, and later on a crowded machine, and what is due at one moment is published one by one; how
+# late, and how long that takes, is measured and reckoned with.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
-LAG, FORGET = 2.0, 0.99  # times the latest timer; how much of it is left with the next
+LAG, FORGET = 2.0, 0.99  # times the latest timer; how much is left with the next
 FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
 
 
@@ -83,7 +84,7 @@ class Loop:
         if not prepare:
             self.ready.set()
         self._timer: asyncio.TimerHandle | None = None  # of the next sample whose time is up
-        self._lag = 0.0  # [s] how late such timers have been
+        self._lag = 0.0  # [s] after they are due that answers may be out, by such timers
 
     async def run(self) -> None:
         """Run; on return all samples are answered, and all answers are with the sinks.
@@ -301,7 +302,7 @@ class Loop:
 
     def _patience(self, deadline: float) -> float:
         """How long a sample may wait for the model, of the time to its deadline [s]."""
-        spare = max(SPARE * deadline, SPARE_LEAST, LAG * self._lag)
+        spare = max(SPARE * deadline, SPARE_LEAST, self._lag)
         return deadline - min(spare, SPARE_MOST * deadline)
 
     def _watch(self) -> None:
@@ -315,13 +316,15 @@ class Loop:
 
     def _time_is_up(self) -> None:
         """Publish what there is for every sample that cannot wait longer."""
-        now = asyncio.get_running_loop().time()
-        if self._timer:
-            self._lag = max(FORGET * self._lag, now - self._timer.when())
-            self._timer = None
+        clock = asyncio.get_running_loop().time
+        now = clock()
+        late = now - self._timer.when() if self._timer else 0.0
         for bank in self.banks:
             while (head := bank.backlog.head()) and head.due <= now:
                 self.publisher.simple(head, now, "longer" if head.line.taken else "waited")
+        if self._timer:
+            self._lag = max(FORGET * self._lag, LAG * late + clock() - now)
+            self._timer = None
         self._watch()
 
     def _leave_out(self, bank: Bank, waiting: Waiting, now: float, why: str) -> None:

@@ -378,6 +378,40 @@ def test_while_a_model_hangs_samples_are_answered_in_time_and_it_sees_them_later
     assert max(levels[n] for n in range(hung + 1, 1000) if n not in sequences) == 0
 
 
+def test_answers_that_take_long_to_publish_are_published_sooner_the_next_time(virtual_time):
+    class Slow(FakeController):
+        def mandatory(self, queued):
+            asyncio.get_running_loop()._jumping.now += 3e-4  # for forty of them 12 ms
+            return super().mandatory(queued)
+
+        async def beside(self, name, *args):
+            self.times = 1.0 if self.now() < 1.0 else 1e5
+            return await super().beside(name, *args)
+
+    streams = tuple(Stream(f"ecg-{n}", ("II", "V1"), ("mV", "mV"), 10.0) for n in range(40))
+    some = [sample(n // 40, n // 40 / 10, stream=f"ecg-{n % 40}") for n in range(800)]
+    sink = HeldSink()
+
+    class Together(ListSource):
+        async def __aiter__(self):
+            for n, item in enumerate(self.items):
+                if n % 40 == 0:
+                    await asyncio.sleep(0.1)
+                yield item
+
+    source = Together(streams, tuple(some), 0.0)
+    net, _ = run(
+        virtual_time, [source], [sink], streams=streams, controller=Slow(40), deadlines=(0.04,)
+    )
+    missed = [
+        result.sample.sequence
+        for result, time in zip(sink, sink.times, strict=True)
+        if time > result.deadline
+    ]
+    # Only at first, when the model is not there for the first time.
+    assert {9} <= set(missed) <= {9, 10, 19}
+
+
 def test_a_queue_whose_front_is_answered_makes_progress_at_each_step(virtual_time):
     # There was a loop that looked at the answered front for ever, without a step forward.
     class Counting(Net):
