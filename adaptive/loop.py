@@ -30,9 +30,8 @@ from adaptive.sinks import Sink
 from sensors.sample import Sample, Source
 
 LOG = logging.getLogger(__name__)
-# Of the time to the deadline, left for publishing: at least, at most. Timers are a millisecond
-# late, and later on a crowded machine, and what is due at one moment is published one by one; how
-# late, and how long that takes, is measured and reckoned with.
+# Of the time to the deadline, left for publishing: at least, at most. Timers are late, most on a
+# crowded machine, and what is due at one moment goes out one by one: both are measured.
 SPARE, SPARE_LEAST, SPARE_MOST = 0.1, 2e-3, 0.6
 LAG, FORGET = 2.0, 0.99  # times the latest timer; how much is left with the next
 FORGIVE = 0.999  # how much of it is left with each sample that sets no timer
