@@ -128,9 +128,10 @@ def test_all_policies_have_turns_on_a_real_loop_and_their_counts_add_up():
         for count in one.counts.values():
             assert count.samples == 6 * 4
             assert count.samples >= count.in_time >= sum(count.refined)
-            assert count.calls > 0
             assert count.meant >= count.late
         assert len(table(one).rows) == len(one.counts)
+    for name in lived[0].counts:  # in one of its turns a stalled machine may leave no time for any
+        assert sum(one.counts[name].calls for one in lived) > 0, name
     assert OURS in lived[0].counts
 
 
