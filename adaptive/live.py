@@ -44,7 +44,8 @@ ROOM = 2.2  # the tight one leaves so many times what the full level takes for a
 BEYOND = 1e-3  # [s] that a call takes besides, on a busy machine
 STEP = 3.0  # times as slow
 PAUSE = 0.2  # [s] that the model's process is stopped
-SHARE = 0.2  # of a processor, for both processes; half of one is more than they use
+SHARE = 0.2  # of a processor, for both processes; half of one is more than they use,
+HALF = 0.5  # and is what they may have beside a load
 SECONDS = 24.0  # of each case at each deadline
 
 
@@ -102,6 +103,13 @@ def nothing(pids: list[int]) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def both(pids: list[int]) -> Iterator[Callable[[], str]]:
+    """A load on every core, and a quota besides."""
+    with stress(*CPU), quota(pids, HALF) as told:
+        yield told
+
+
 CASES = {
     "quiet": Case("nothing", nothing),
     "cpu": Case("stress-ng on every core", lambda _: stress(*CPU)),
@@ -109,6 +117,7 @@ CASES = {
     "steps": Case(f"calls take {STEP:g} times as long, half of the time", nothing, steps=True),
     "stops": Case(f"the model stops for {PAUSE:g} s, once a turn", nothing, stops=True),
     "quota": Case(f"{SHARE:.0%} of a processor for both", lambda pids: quota(pids, SHARE)),
+    "both": Case(f"stress-ng on every core, and {HALF:.0%} of a processor for both", both),
 }
 
 
