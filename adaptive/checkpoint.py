@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 
-VERSION = 13  # of the format of the file
+VERSION = 14  # of the format of the file
 DEEP = 6  # levels of the header that are encoded one by one
 TYPES = {  # of arrays in NumPy and in safetensors
     "b1": "BOOL",

@@ -44,8 +44,9 @@ class Dismissals:
         self.square = [0.0] * channels  # mean square of what forecasts leave
         self.count = 0
         # By the first row of an incident, the quiet ones too: 1 << label of its answers, how many
-        # of its alarms count, and 1 while they are left out as confirmed.
-        self.alarms: dict[int, tuple[int, int, int]] = {}
+        # of its alarms count, 1 while they are left out as confirmed, and the first sample that
+        # the newest answer is of.
+        self.alarms: dict[int, tuple[int, int, int, int]] = {}
         self.waiting: list[tuple[int, int]] = []  # (row of an alarm, label), to be seen whole
         self.kept = max(min(KEPT, LARGEST // channels), 4)
         self.patterns = [np.zeros((0, LENGTH + FOLLOW, channels), np.float32) for _ in (0, 1)]
@@ -75,7 +76,7 @@ class Dismissals:
         now = self.count - 1
         first = next(reversed(self.alarms), None)
         if first is None or now > first + FOLLOW:
-            self.alarms[now] = 0, 0, 0
+            self.alarms[now] = 0, 0, 0, -1
             if len(self.alarms) > KEPT:
                 del self.alarms[next(iter(self.alarms))]
         if not len(self.patterns[0]):
@@ -87,12 +88,14 @@ class Dismissals:
     def count_alarm(self) -> int:
         """Count an alarm of the newest incident; return 1 if it is confirmed, so not to count."""
         first = next(reversed(self.alarms))
-        answers, raised, out = self.alarms[first]
-        self.alarms[first] = answers, raised + 1, out
+        answers, raised, out, about = self.alarms[first]
+        self.alarms[first] = answers, raised + 1, out, about
         return out
 
     def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> int:
         """Learn what an operator said, if there was an alarm near; once of each alarm.
+
+        What was said otherwise of the same samples before is forgotten: people change their minds.
 
         Args:
             indices: Numbers of the samples that the label is of.
@@ -103,15 +106,27 @@ class Dismissals:
         """
         confirmed = 0
         oldest = self.count - len(self.left) + LENGTH + SMOOTH
-        for row, (answers, raised, out) in self.alarms.items():
+        for row, (answers, raised, out, about) in self.alarms.items():
             if not indices[0] - NEAR <= row <= indices[-1] + NEAR or row < oldest:
                 continue
             confirmed += raised * (label - out)
-            self.alarms[row] = answers | 1 << label, raised, label
+            if about == indices[0] and out != label:
+                self._forget(row, 1 - label)
+                answers &= 1 << label
+            self.alarms[row] = answers | 1 << label, raised, label, int(indices[0])
             if not answers & 1 << label:
                 self.waiting.append((row, label))
         self.waiting.sort()
         return confirmed
+
+    def _forget(self, row: int, label: int) -> None:
+        """Forget what was said of an alarm."""
+        if (row, label) in self.waiting:
+            self.waiting.remove((row, label))
+            return
+        pattern = self._smooth(row + FOLLOW, LENGTH + FOLLOW)
+        is_other = (self.patterns[label] != pattern).any(axis=(1, 2))
+        self.patterns[label] = self.patterns[label][is_other]
 
     def _smooth(self, last: int, rows: int) -> Float[np.ndarray, "rows channels"]:
         """The running mean of the rows up to `last`."""
@@ -128,7 +143,7 @@ class Dismissals:
             "count": np.array(self.count),
             "alarms": np.array(
                 [(row, *known) for row, known in self.alarms.items()], np.int64
-            ).reshape(-1, 4),
+            ).reshape(-1, 5),
             "waiting": np.array(self.waiting, np.int64).reshape(-1, 2),
             "dismissed": self.patterns[0],
             "confirmed": self.patterns[1],
@@ -138,7 +153,7 @@ class Dismissals:
         """Take up where `snapshot` was made."""
         self.left, self.square = np.array(saved["left"]), saved["square"].tolist()
         self.count = int(saved["count"])
-        self.alarms = {row: (a, raised, out) for row, a, raised, out in saved["alarms"].tolist()}
+        self.alarms = {row: tuple(known) for row, *known in saved["alarms"].tolist()}
         self.waiting = [(int(row), int(label)) for row, label in saved["waiting"]]
         self.patterns = [np.array(saved["dismissed"]), np.array(saved["confirmed"])]
 

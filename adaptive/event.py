@@ -42,8 +42,9 @@ STEPS, CLOSE = 4, 1e-2  # of Newton's method, after each label: how many, and wh
 MOST = 30.0  # of a logit
 WAITING = 512  # [samples] that a label may wait for its turn
 NEIGHBOURS, AS_NEAR = 5, 1.5  # that a label is held against; and how near, relative to their own
+LABELLED = ("moments", "keys", "said", "found")  # one row of each for a label
 # The arrays that outlive a restart.
-ARRAYS = ("values", "above", "unit", "keys", "said", "found", "past", "weights")
+ARRAYS = ("values", "above", "unit", *LABELLED, "past", "weights")
 STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
 
 
@@ -67,6 +68,7 @@ class Head:
         self.kept = max(min(KEPT, LARGEST // (POINTS * channels)), 4)
         shape = (0, len(LENGTHS), len(ENDS), POINTS * channels)
         self.keys = np.zeros(shape, np.float32)  # of each label that is kept, oldest first
+        self.moments = np.zeros(0, np.int64)  # that they are of: numbers of samples
         self.said = np.zeros(0)
         self.found = np.zeros((0, 1 + len(LENGTHS)))  # what each of them found
         self.apart = np.zeros((0, 0), np.float32)  # distance between their moments
@@ -112,7 +114,8 @@ class Head:
     def learn(self, indices: Int[np.ndarray, " samples"], label: int) -> None:
         """Learn a label of some samples, as soon as what follows them has been seen.
 
-        Of a stretch the strangest sample is learned, and one in each `STRETCH` samples.
+        Of a stretch the strangest sample is learned, and one in each `STRETCH` samples. What was
+        said otherwise of the same sample before is forgotten: people change their minds.
 
         Args:
             indices: Numbers of the samples, all still in the memory.
@@ -126,8 +129,10 @@ class Head:
             newest, learned, said = self.last
             goes_on = said == label and indices[0] == newest + 1
             chosen = indices if not goes_on or indices[0] - learned >= STRETCH else []
-        for moment in chosen:
-            self.waiting.append((int(moment), label))
+        for moment in map(int, chosen):
+            if (moment, 1 - label) in self.waiting:
+                self.waiting.remove((moment, 1 - label))
+            self.waiting.append((moment, label))
         self.waiting.sort()
         learned = int(chosen[-1]) if len(chosen) else self.last[1]
         self.last = (int(indices[-1]), learned, label)
@@ -136,9 +141,14 @@ class Head:
         if not self.learned:
             seen = self.values[: min(self.count, len(self.values))]
             self.unit = np.maximum(seen.std(axis=0), 1e-6 * np.abs(seen).max(axis=0) + 1e-12)
+        changed = np.flatnonzero((self.moments == moment) & (self.said != label))
+        if len(changed):
+            self._drop(changed)
+            self._compare()
         found = self._found(np.arange(moment, moment + LOOK + 1, EVERY))
         clearest = found[np.argmax(found.sum(axis=1))]
         shapes = [self._shapes(moment + np.array(ENDS), length) for length in LENGTHS]
+        self.moments = np.append(self.moments, moment)
         self.keys = np.concatenate((self.keys, np.stack(shapes)[None]))
         self.said = np.append(self.said, float(label))
         self.found = np.concatenate((self.found, clearest[None]))
@@ -146,14 +156,19 @@ class Head:
         if len(same) > self.kept:
             if self.trusted[same[0]]:
                 self.past = np.vstack((self.past, [label, *self.found[same[0]]]))[-KEPT:]
-            for name in ("keys", "said", "found"):
-                setattr(self, name, np.delete(getattr(self, name), same[0], axis=0))
-            self.apart = np.delete(np.delete(self.apart, same[0], 0), same[0], 1)
+            self._drop(same[:1])
         self.learned += 1
         self._compare()
         now = np.column_stack((self.said, self.found))[self.trusted]
         rows = np.concatenate((self.past, now))
         self.weights = fit(self.weights, rows[:, 1:], rows[:, 0])
+
+    def _drop(self, labels: Int[np.ndarray, " labels"]) -> None:
+        """Forget some labels, by their places."""
+        for name in LABELLED:
+            setattr(self, name, np.delete(getattr(self, name), labels, axis=0))
+        known = labels[labels < len(self.apart)]
+        self.apart = np.delete(np.delete(self.apart, known, 0), known, 1)
 
     def _compare(self) -> None:
         """Find which labels to trust; of `apart` only what is new is missing."""

@@ -46,7 +46,7 @@ class Pending:
         paired: Some sample was found, if only for a part of the stretch.
         late: It is about a time before the oldest sample in the ring.
         unmatched: No sample was taken at that time, or time or duration are not possible.
-        duplicates: The same had come before.
+        duplicates: The same was the last that had come about it.
         dropped: It was about the future, and more than `EARLY` were held after it.
     """
 
@@ -62,7 +62,8 @@ class Pending:
         self._count = 0  # samples ever seen
         self._newest = -np.inf  # [s] the latest time seen
         self._held: list[Held] = []
-        self._known: dict[tuple[float, int, float], None] = {}  # in the order they came
+        # The last label of each time and duration, in the order they came.
+        self._known: dict[tuple[float, float], int] = {}
         self.received = self.paired = self.late = 0
         self.unmatched = self.duplicates = self.dropped = 0
 
@@ -87,8 +88,8 @@ class Pending:
     def pair(self, feedback: Feedback) -> Matches:
         """Find the samples that feedback is about; what is yet to come, `due` will return.
 
-        The same feedback a second time matches nothing. One that says otherwise about the same
-        moment is no duplicate: people change their minds, and the later word counts.
+        The same feedback a second time matches nothing. One that says otherwise than the last one
+        about the same moment is no duplicate: people change their minds, and the last word counts.
         """
         _, time, label, duration = feedback
         none = np.empty(0, np.int64)
@@ -96,11 +97,12 @@ class Pending:
         if not (np.isfinite(time) and 0.0 <= duration < np.inf):
             self.unmatched += 1
             return Matches(none, label)
-        key = (time, label, duration)
-        if key in self._known:
+        key = (time, duration)
+        if self._known.pop(key, None) == label:
+            self._known[key] = label
             self.duplicates += 1
             return Matches(none, label)
-        self._known[key] = None
+        self._known[key] = label
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
 
@@ -174,7 +176,9 @@ class Pending:
             "indices": self._indices[places],
             "newest": np.array(self._newest),
             "held": np.array(self._held, np.float64).reshape(-1, 5),
-            "known": np.array(list(self._known), np.float64).reshape(-1, 3),
+            "known": np.array(
+                [(time, label, duration) for (time, duration), label in self._known.items()]
+            ).reshape(-1, 3),
             "counts": np.array(numbers, np.int64),
         }
 
@@ -195,6 +199,5 @@ class Pending:
             for time, label, duration, matched, after in snapshot["held"].tolist()
         ]
         self._known = {
-            (time, int(label), duration): None
-            for time, label, duration in snapshot["known"].tolist()
+            (time, duration): int(label) for time, label, duration in snapshot["known"].tolist()
         }

@@ -80,6 +80,21 @@ def test_an_alarm_is_learned_once_however_many_samples_of_it_are_labelled():
     assert [len(patterns) for patterns in head.patterns] == [1, 0]
 
 
+def test_of_an_alarm_the_last_word_counts_and_labels_beside_it_take_nothing_back():
+    left, starts = stream(np.random.default_rng(8), [BUMP] * 4)
+    alarm, late = starts[1], starts[1] + 200
+    for words, kept in (((1, 0), [1, 0]), ((0, 1), [0, 1]), ((1, 0, 1), [0, 1])):
+        head = Dismissals(MEMORY, 2)
+        lived(head, left, [(late + 20 * k, alarm, word) for k, word in enumerate(words)])
+        assert [len(patterns) for patterns in head.patterns] == kept
+    head = Dismissals(MEMORY, 2)
+    lived(head, left, [(late, alarm, 1), (late + 20, alarm + 30, 0)])
+    assert [len(patterns) for patterns in head.patterns] == [1, 1]
+    head = Dismissals(MEMORY, 2)
+    lived(head, left, [(alarm + 50, alarm, 1), (alarm + 60, alarm, 0)])  # not yet seen whole
+    assert [len(patterns) for patterns in head.patterns] == [1, 0]
+
+
 def test_missing_values_count_as_foreseen_and_absurd_ones_are_cut():
     head = Dismissals(MEMORY, 2)
     for n, x in enumerate(np.random.default_rng(3).normal(size=(300, 2))):

@@ -71,6 +71,27 @@ def test_a_label_waits_until_what_follows_was_seen():
     assert head.learned == 1
 
 
+def test_of_one_sample_the_last_word_counts():
+    values, starts, _ = stream(np.random.default_rng(2), 8)
+    about = int(starts[1] + 20)
+    for words in ((1, 0), (0, 1, 0), (1, 0, 1)):
+        head, only = Head(MEMORY, 1), Head(MEMORY, 1)
+        beside = [(starts[3] + 200, int(starts[3] + 20), 1)]
+        labels = [(starts[3] + 300 + 20 * k, about, word) for k, word in enumerate(words)]
+        lived(head, values, beside + labels)
+        lived(only, values, beside + labels[-1:])
+        assert (head.moments.tolist(), head.said.tolist()) == (
+            only.moments.tolist(),
+            only.said.tolist(),
+        )
+        np.testing.assert_array_equal(head.apart, only.apart)
+    head = Head(MEMORY, 1)
+    lived(head, values[: about + 10])
+    head.learn(np.array([about]), 1)
+    head.learn(np.array([about]), 0)  # before what follows was seen
+    assert head.waiting == [(about, 0)]
+
+
 def test_of_a_stretch_the_strangest_sample_is_learned_and_a_few_more():
     head = Head(MEMORY, 1)
     lived(head, np.random.default_rng(3).normal(size=1500))
@@ -221,7 +242,7 @@ def test_an_alarm_that_is_confirmed_does_not_count_against_the_rate():
         estimate = controller.mandatory(controller.arrive(0, np.array([float(n % 7)])))
         controller.settle(estimate, float(n), np.array([float(n % 7)]))
     member = controller.members[0]
-    member.dismissals.alarms = {120: (0, 3, 0)}
+    member.dismissals.alarms = {120: (0, 3, 0, -1)}
     before = member.calibration.threshold
     assert controller.label(0, np.array([125]), 0)
     assert member.calibration.threshold == before

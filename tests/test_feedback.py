@@ -158,6 +158,12 @@ def test_the_same_feedback_twice_is_harmless_and_a_changed_mind_is_heard():
     assert pending.duplicates == 1
     changed = pending.pair(about(4, label=0))
     assert (changed.indices.tolist(), changed.label) == ([4], 0)
+    again = pending.pair(about(4))
+    assert (again.indices.tolist(), again.label, pending.duplicates) == ([4], 1, 1)
+    other = Pending(8)
+    other.restore(pending.snapshot())
+    assert other.pair(about(4)).indices.tolist() == []
+    assert other.pair(about(4, label=0)).indices.tolist() == [4]
     assert adds_up(pending)
 
 
