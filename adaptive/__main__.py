@@ -165,9 +165,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--cases",
         type=listed,
-        default=["quiet", "cpu", "memory", "steps", "stops", "quota"],
         metavar="A,B",
-        help="of governor, live: what befalls the machine (quiet,cpu,memory,steps,stops,quota)",
+        help="of governor: what befalls the machine; live quiet,cpu,memory,steps,stops,quota,both, "
+        "simulated as in the first table (default: all)",
     )
     bench.add_argument(
         "--record", type=Path, metavar="FILE", help="of governor: what calls cost here, as .npz"

@@ -1,6 +1,7 @@
 """What `adaptive bench` does with its options; what is measured is in modules of its own."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from adaptive.commands import settings_of
@@ -20,7 +21,12 @@ def bench_machine(args: argparse.Namespace) -> int:
         )
     if args.what == "governor" and args.simulate:
         return contest_of_governors(
-            args.seeds, samples, args.workers, held_out=args.held_out, alone=args.alone
+            args.seeds,
+            samples,
+            args.workers,
+            args.cases or (),
+            held_out=args.held_out,
+            alone=args.alone,
         )
     model = settings_of(args.config)["model"]
     with bar("compiling", None) as advance:
@@ -52,15 +58,21 @@ def bench_machine(args: argparse.Namespace) -> int:
 
 
 def contest_of_governors(
-    seeds: int, samples: int, workers: int, *, held_out: bool, alone: bool
+    seeds: int,
+    samples: int,
+    workers: int,
+    scenarios: Sequence[str],
+    *,
+    held_out: bool,
+    alone: bool,
 ) -> int:
     """`adaptive bench governor --simulate`."""
     from adaptive import contest
 
     names = contest.YARDSTICKS if alone else ()
-    found, worlds = [], seeds * len(contest.SCENARIOS) * len(contest.SITES)
+    found, worlds = [], seeds * len(scenarios or contest.SCENARIOS) * len(contest.SITES)
     with bar("living through", worlds) as advance:
-        for one in contest.outcomes(seeds, samples, names, workers, held_out):
+        for one in contest.outcomes(seeds, samples, names, workers, held_out, scenarios):
             found.append(one)
             advance()
     OUT.width = max(OUT.width, WIDE)  # a line that is broken says more than a number that is cut
@@ -80,4 +92,6 @@ def governors_live(args: argparse.Namespace, model: Any, compiled: Any, say: Any
     if args.record:
         recording.record(model, args.record, args.seconds or recording.SECONDS, say, compiled)
     else:
-        live.compare(model, args.cases, args.seconds or live.SECONDS, say, compiled)
+        live.compare(
+            model, args.cases or tuple(live.CASES), args.seconds or live.SECONDS, say, compiled
+        )

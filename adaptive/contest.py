@@ -188,8 +188,9 @@ def outcomes(
     names: Sequence[str] = (),
     workers: int = 1,
     held_out: bool = False,
+    scenarios: Sequence[str] = (),
 ) -> Iterator[tuple[Job, dict[str, Outcome]]]:
-    """Live through all scenarios at all sites.
+    """Live through scenarios at all sites.
 
     Args:
         seeds: How many, from 0 on.
@@ -197,10 +198,17 @@ def outcomes(
         names: Of policies; none for all.
         workers: Processes.
         held_out: By the recordings for final figures, where a world is made of recordings.
+        scenarios: Of `SCENARIOS`; none for all.
+
+    Raises:
+        ValueError: There is no such scenario.
     """
+    if unknown := set(scenarios) - set(SCENARIOS):
+        told = "; ".join(SCENARIOS), "; ".join(sorted(unknown))
+        raise ValueError("--cases: wanted some of {}; got {}".format(*told))
     jobs = [
         Job(scenario, site, seed, samples, tuple(names), held_out)
-        for scenario in SCENARIOS
+        for scenario in scenarios or SCENARIOS
         for site in range(len(SITES))
         for seed in range(seeds)
     ]
@@ -295,7 +303,10 @@ def tables(found: Sequence[tuple[Job, dict[str, Outcome]]]) -> Iterator[Table]:
     names = [name for name in found[0][1] if name not in (MYOPIC, DIST)]
     equal = [each for job, each in found if job.scenario != RANKS]
     yield table("policies, over all", {name: judge(equal, name) for name in names})
-    yield ranked([each for job, each in found if job.scenario == RANKS], [*names, MYOPIC])
+    if among := [each for job, each in found if job.scenario == RANKS]:
+        yield ranked(among, [*names, MYOPIC])
+    if after := [each for _, each in found if each[MYOPIC].followed]:
+        yield stepped(after, [*names, MYOPIC])
 
 
 def ranked(found: Sequence[dict[str, Outcome]], names: Sequence[str]) -> Table:
@@ -313,6 +324,24 @@ def ranked(found: Sequence[dict[str, Outcome]], names: Sequence[str]) -> Table:
         worth = np.mean([one.quality(QUALITY[0], QUALITY[1:]) for one in outcomes])
         shares = f"{100 * best / max(critical, 1):.1f}", f"{1e3 * broken / max(samples, 1):.2f}"
         made.add_row(name, *shares, f"{worth:.3f}")
+    return made
+
+
+def stepped(found: Sequence[dict[str, Outcome]], names: Sequence[str]) -> Table:
+    """How all steps were followed."""
+    about = (
+        "after a step, mean and most: calls late within half a second; calls until the level is "
+        "right; after its end, [ms] until it is as before"
+    )
+    made = Table(title=about, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("", "late", "", "until right", "", "until back", ""):
+        made.add_column(name, justify="right" if made.columns else "left", no_wrap=True)
+    for name in names:
+        steps = np.array([one for each in found for one in each[name].followed])
+        cells = []
+        for column, scale, digits in zip(steps.T, (1, 1, 1e3), (2, 1, 0), strict=True):
+            cells += [f"{scale * column.mean():.{digits}f}", f"{scale * column.max():.0f}"]
+        made.add_row(name, *cells)
     return made
 
 

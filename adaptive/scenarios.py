@@ -72,6 +72,7 @@ class World:
     base: float = 0.0  # of a core: what the agent takes beside the model
     quota: Quota | None = None
     budgets: tuple[tuple[float, float], ...] = ()  # [s] from when on, of a core: for all it does
+    steps: tuple[tuple[float, float], ...] = ()  # [s] when all is slower at once, until not
     streams: Int[np.ndarray, " samples"] | None = None  # of which each is; None: all of one
     ranks: tuple[Rank, ...] = ()  # of each stream; none: all are equal
     cold: float = 0.0  # [nats] that a long pause adds to the next call
@@ -130,16 +131,22 @@ def slowed(world: World, more: Float[np.ndarray, " ticks"]) -> World:
 Change = Callable[[World, np.random.Generator], World]
 
 
+def step(world: World, times: float, start: float, end: float) -> World:
+    """So many times as slow from one share of the world's length to another."""
+    begin, stop = at(world, start, end)
+    stepped = replace(world, steps=(*world.steps, (begin, stop)))
+    return slowed(stepped, np.log(times) * during(world, start, end))
+
+
 def step_of_three(world: World, _: np.random.Generator) -> World:
     """Three times as slow for a while."""
-    return slowed(world, np.log(3.0) * during(world, 0.3, 0.7))
+    return step(world, 3.0, 0.3, 0.7)
 
 
 def steps(world: World, rng: np.random.Generator) -> World:
     """From 1.5 to 8 times as slow, and back, six times."""
     for k in range(6):
-        size = np.log(rng.uniform(1.5, 8.0))
-        world = slowed(world, size * during(world, (k + 0.4) / 6, (k + 0.9) / 6))
+        world = step(world, rng.uniform(1.5, 8.0), (k + 0.4) / 6, (k + 0.9) / 6)
     return world
 
 

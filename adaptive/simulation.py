@@ -21,6 +21,7 @@ from adaptive.ladder import Row, between
 from adaptive.machine import Gaps, Machine, granted
 from adaptive.policy import Ahead, Knowing, Learning, Looking, Paying, Policy, Ranking
 from adaptive.scenarios import TICK, World, coldness
+from adaptive.steps import Call, Followed, followed
 
 MOST = 128  # samples that are taken at once
 # Of the time to the deadline, kept free for publishing, as in the loop on a machine whose timers
@@ -69,6 +70,7 @@ class Outcome(NamedTuple):
     broken: int = 0  # times that a stream's promise was broken
     tried: int = 0  # late ones of calls that were not as sure as that
     load: float = 0.0  # of its world, see `load`
+    followed: tuple[Followed, ...] = ()  # each step of the world
 
     def quality(self, mandatory: float, levels: Sequence[float]) -> float:
         """Mean quality of an answer; one after its deadline has none."""
@@ -156,6 +158,7 @@ class Day:
             self.longest
         ) = 0
         self.switches, self.calls, self.last = 0, 0, SKIP
+        self.log: list[Call] = []  # where the world has steps
         self.ended = -inf  # [s] when the last call did
         self.learn_cost = profile.learn_cost * world.slower
         self.learner = policy if isinstance(policy, Learning) else None
@@ -305,6 +308,7 @@ class Day:
                     self.simple(item, min(max(now, self.crashes[0][0]), item.due))
             self.now = max(now, self.crashes[0][1])
             return
+        late = self.late
         for item in taken:
             item.line.estimated(end <= item.due)
             if item.answered:
@@ -318,6 +322,8 @@ class Day:
                 self.simple(item, item.due)
                 self.late += wanted >= 0 and sure
                 self.tried += wanted >= 0 and not sure
+        if self.world.steps:
+            self.log.append(Call(now, end, level, self.late > late))
         self.policy.observe(level, len(taken), end - now, end)
         self.now, self.ended, self.taken = end, end, self.taken + len(taken)
 
@@ -355,4 +361,5 @@ def simulate(world: World, profile: Profile, policy: Policy) -> Outcome:
         sum(line.broken for line in day.lines),
         day.tried,
         load(world, profile),
+        followed(world.steps, day.log),
     )

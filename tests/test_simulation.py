@@ -18,6 +18,7 @@ from adaptive.machine import Gaps, Machine
 from adaptive.policies import Static
 from adaptive.scenarios import BEDSIDE, GATEWAY, SCENARIOS, SITES, Quota, Site, World, world
 from adaptive.simulation import Outcome, load, patience, simulate
+from adaptive.steps import Call, followed
 
 LEVELS, SAMPLES = len(PROFILE.costs), 4000
 MAIN = OURS, SMALL, DIST, MYOPIC
@@ -234,6 +235,28 @@ def test_critical_streams_have_the_highest_level_for_longer_and_promises_are_kep
     assert ours.broken <= 0.35 * without.broken
 
 
+def test_a_step_is_followed_by_what_it_says():
+    before = [Call(0.1 * n, 0.1 * n + 0.05, 2, late=False) for n in range(10)]
+    under_way = Call(0.99, 1.05, 2, late=True)
+    then = [Call(1.1, 1.2, 1, late=True), *(Call(1.2 + k / 10, 1.3, 0, k > 3) for k in range(8))]
+    back = [Call(2.1, 2.15, 1, late=False), Call(2.25, 2.3, 2, late=False)]
+    (one,) = followed(((1.0, 2.0),), [*before, under_way, *then, *back])
+    assert one[:2] == (2, 2)  # what is late half a second later is not for the step
+    assert one.back == pytest.approx(0.25)
+    (never,) = followed(((1.0, 2.0),), [*before, under_way, *then, *back[:1]])
+    assert never.back == math.inf
+
+
+def test_steps_are_followed_at_once_and_left_soon(short):
+    steps = [one for _, each in short for one in each[OURS].followed]
+    assert len(steps) == 7 * len(SITES)
+    assert max(one.late for one in steps) <= 2  # the one under way and one more
+    assert np.mean([one.late for one in steps]) <= 0.5
+    assert max(one.back for one in steps) <= 0.5
+    theirs = [one for _, each in short for one in each[MYOPIC].followed]
+    assert np.mean([one.calls - other.calls for one, other in zip(steps, theirs, strict=True)]) <= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", contest.PARTS)
 def test_a_part_that_is_taken_out_is_out(part):
@@ -275,9 +298,9 @@ def test_what_no_oracle_could_have_had_does_not_count_in_the_summary(short):
 
 
 def test_the_table_names_every_scenario_and_policy(short):
-    ours, every, ranked = contest.tables(short)
+    ours, every, ranked, stepped = contest.tables(short)
     assert len(ours.rows) == len(SCENARIOS) * len(SITES)
-    assert (len(every.rows), len(ranked.rows)) == (2, 3)  # the oracle, too
+    assert (len(every.rows), len(ranked.rows), len(stepped.rows)) == (2, 3, 3)  # the oracle, too
 
 
 def test_the_command_prints_both_tables(capsys):
@@ -288,3 +311,8 @@ def test_the_command_prints_both_tables(capsys):
     assert "without tries" in printed
     assert main(["bench", "governor", "--simulate", "--alone", *options]) == 0
     assert "without tries" not in capsys.readouterr().out
+    few = ["--cases", "quiet,step x3", *options]
+    assert main(["bench", "governor", "--simulate", "--alone", *few]) == 0
+    printed = capsys.readouterr().out
+    assert "quiet, bedside" in printed
+    assert "ramp" not in printed
