@@ -112,6 +112,7 @@ class Offer(NamedTuple):
 
     worths: Row  # of the mandatory answer, and of each level
     costs: tuple[Row, ...]  # as `Ladder.costs`, but in full answers to one sample alone
+    ceiling: float = inf  # price above which nothing is bought, for however many at once
 
 
 def offer(ladder: Ladder, worths: Sequence[float] = ()) -> Offer:
@@ -143,7 +144,12 @@ def offer(ladder: Ladder, worths: Sequence[float] = ()) -> Offer:
         worths = [WORTH_MANDATORY + (WORTH_FULL - WORTH_MANDATORY) * x / logs[-1] for x in logs]
     unit = ladder.log_costs[0][-1]
     costs = tuple(tuple(exp(cost - unit) for cost in row) for row in ladder.log_costs)
-    return Offer((WORTH_MANDATORY, *worths), costs)
+    ceiling = max(
+        batch * (worth + MEMORY) / cost
+        for batch, row in enumerate(costs, 1)
+        for worth, cost in zip(worths, row, strict=True)
+    )
+    return Offer((WORTH_MANDATORY, *worths), costs, ceiling)
 
 
 def choose(offer: Offer, batch: int, top: int, price: float) -> int:
@@ -172,6 +178,29 @@ def choose(offer: Offer, batch: int, top: int, price: float) -> int:
         if value >= most:
             best, most = level, value
     return best
+
+
+def together(offer: Offer, few: int, others: int, price: float) -> bool:
+    """Whether some, who have the highest level at any price, should take others along.
+
+    They should where what that adds to their call is worth more to the others than what these
+    would buy alone.
+
+    Args:
+        offer: What can be bought.
+        few: How many pay no price.
+        others: How many do.
+        price: Of a full answer to one sample alone.
+    """
+    worths, costs = offer.worths, offer.costs
+    if few + others > len(costs):
+        return False
+    top = len(costs[0]) - 1
+    alone = choose(offer, others, top, price)
+    gained, added = worths[top + 1] + MEMORY, costs[few + others - 1][top] - costs[few - 1][top]
+    if alone != SKIP:
+        gained, added = worths[top + 1] - worths[alone + 1], added - costs[others - 1][alone]
+    return others * gained >= price * added
 
 
 class Budget:

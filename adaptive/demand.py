@@ -120,7 +120,7 @@ def decide_among(
         slack: [s] left until the earliest deadline in the queue.
         queue: How many wait, the head included.
         demand: What of the queue is not like the rest.
-        apart: Critical streams are never taken with others: they pay no price for what they take.
+        apart: Critical streams are not to be taken with others, whose part is not worth its price.
 
     Returns:
         The decision, and of which streams to take samples.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import exp, inf
 
-from adaptive.budget import WORTH_STEP, Budget, Offer, offer
+from adaptive.budget import WORTH_STEP, Budget, Offer, offer, together
 from adaptive.decision import (
     NORMAL,
     Decision,
@@ -91,15 +91,18 @@ class Governor:
             self.state, found = decide(*about, self.dues if later else None)
             return found
 
-        apart = self.budget is not None and self.budget.price > 0.0
+        price, few = self.budget.price if self.budget else 0.0, demand.critical.size
+        apart = price > 0.0 and 0 < few < queue
+        apart = apart and not together(self.offer, few, queue - few, price)
         about = len(ladder.log_costs[0]) - 1, ladder.sizes, slack, queue, demand
         takes = partial(at_most, ladder, before)  # whatever has been picked
         decision, whom = decide_among(pick, takes, *about, apart=apart)
         if whom == EVERYONE and decision.after == -inf:
             self.state = self.state._replace(budget=slack - ladder.guard)
         if self.budget is not None:
-            many = {CRITICAL: demand.critical.size, PRESSED: demand.pressed.size}.get(whom, queue)
-            decision = self._afford(decision, slack, many, now, exempt=whom != EVERYONE)
+            many = {CRITICAL: few, PRESSED: demand.pressed.size}.get(whom, queue)
+            exempt = whom != EVERYONE or few > 0  # who is taken along costs little
+            decision = self._afford(decision, slack, many, now, exempt=exempt)
         return decision, whom
 
     def _afford(

@@ -31,7 +31,7 @@ class Want(NamedTuple):
     batch: int
     queue: int  # of which the batch is the head
     slack: float  # [s] until the head is due
-    exempt: bool = False  # of prices: others pay
+    exempt: bool = False  # of prices, until others buy nothing any more
 
 
 def shared(offer: Offer, sizes: Sequence[int], level: int, batch: int) -> float:
@@ -67,18 +67,17 @@ def afford(
     """
     level, batch, queue, slack, exempt = want
     price, window = budget.look(now), budget.window
-    if exempt:
-        price = 0.0
+    paid = max(price - offer.ceiling, 0.0) if exempt else price
     if price > 0.0 and level >= 0:
-        bought = max(choose(offer, batch, level, price), 0)
+        bought = max(choose(offer, batch, level, paid), 0)
         if shared(offer, sizes, bought, batch) > EARNS:
             usual = cost(bought, next((size for size in sizes if size > batch), batch))
             dear = max(beyond(usual), usual / LEISURE)
             spare = slack - dear * (price + CHEAP) / price
             if spare > NAP:
                 return WAIT, 0, max(0.5 * spare, NAP)
-    if price > 0.0:
-        level = choose(offer, batch, level, price)
+    if paid > 0.0:
+        level = choose(offer, batch, level, paid)
         if level == SKIP:
             return SKIP, batch, 0.0
     if window is None or idle > NEVER_WAIT * window.period:

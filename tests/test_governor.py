@@ -3,11 +3,12 @@ import random
 from collections import deque
 from functools import lru_cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive.budget import MANDATORY, Budget
+from adaptive.budget import MANDATORY, MEMORY, SKIP, WAIT, Budget, together
 from adaptive.decision import Mode, Settings, decide
 from adaptive.demand import CRITICAL, EVERYONE, PRESSED, Demand, Group, Needs
 from adaptive.governor import Governor
@@ -633,27 +634,56 @@ def test_room_for_those_that_may_come_is_by_what_calls_take_now_not_when_they_la
     assert needs.demand(nobody, nobody, 0.05, takes, 0.3).room == pytest.approx(0.05 - 3e-3)
 
 
-def poor():
-    """Return a governor whose budget buys next to nothing, and the time."""
-    spent = [0.0]
+def priced(price):
+    """Return a governor in whose agent a full answer has a price, and the time."""
     governor = started()
-    governor.budget = Budget(lambda: spent[0])
-    governor.budget.limit("cpu", 1e-3)
-    for n in range(100):
-        spent[0] += 5e-3
-        governor.budget.look(1e-2 * n)
-    assert governor.budget.price > 100.0
+    governor.budget = Budget(lambda: 0.0)
+    governor.budget.limit("cpu", 1.0)
+    governor.budget.look(1.0)
+    governor.budget.price = price  # until a later look
     return governor, 1.0
 
 
-def test_critical_and_pressed_streams_pay_no_price_and_are_taken_apart_from_those_that_do():
-    governor, now = poor()
-    top = len(COSTS) - 1
-    assert governor.decide_among(1.0, 4, now, Demand())[0].level < 0
-    decision, whom = governor.decide_among(1.0, 4, now, Demand(Group(1.0, 1)))
+def test_critical_and_pressed_streams_pay_no_price_until_others_buy_nothing():
+    ceiling, top = started().offer.ceiling, len(COSTS) - 1
+    governor, now = priced(0.99 * ceiling)
+    # There is time for one call, not for more, so that nobody waits for company.
+    assert governor.decide_among(12e-3, 4, now, Demand())[0].level < 0
+    decision, whom = governor.decide_among(12e-3, 4, now, Demand(Group(12e-3, 1)))
     assert (decision.level, decision.batch, whom) == (top, 1, CRITICAL)
-    # There is time for one call, not for all.
     decision, whom = governor.decide_among(1e-3, 4, now, Demand(pressed=Group(2e-3, 1)))
     assert (decision.level, decision.batch, whom) == (0, 1, PRESSED)
+    # Where there is time they wait for company, as all do.
+    decision, whom = governor.decide_among(1.0, 4, now, Demand(Group(1.0, 1)))
+    assert (decision.level, whom) == (WAIT, CRITICAL)
+    assert governor.wait > 0.1
+    governor, now = priced(100.0 * ceiling)
+    assert governor.decide_among(1e-3, 4, now, Demand(Group(1e-3, 1)))[0].level == SKIP
     governor.budget = None
     assert governor.decide_among(1.0, 4, now, Demand(Group(1.0, 1)))[1] == EVERYONE
+
+
+@given(st.floats(0.0, 3.0), st.integers(1, 4), st.integers(1, 4))
+def test_others_are_taken_along_where_that_is_worth_more_than_what_they_would_buy(log, few, others):
+    governor, top = started(), len(COSTS) - 1
+    worths, costs, price = governor.offer.worths[1:], governor.offer.costs, math.expm1(log)
+
+    def value(level):
+        return others * worths[level] - price * costs[others - 1][level]
+
+    alone = max([-MEMORY * others, *map(value, range(top + 1))])
+    along = others * worths[top] - price * (costs[few + others - 1][top] - costs[few - 1][top])
+    if abs(along - alone) > 1e-9:
+        assert together(governor.offer, few, others, price) == (along > alone)
+    assert together(governor.offer, few, others, 0.0)
+
+
+def test_who_is_taken_along_with_critical_streams_has_their_level():
+    top = len(COSTS) - 1
+    for price in np.geomspace(0.01, 10, 40).tolist():
+        governor, now = priced(price)
+        decision, whom = governor.decide_among(30e-3, 2, now, Demand(Group(30e-3, 1)))
+        if decision.level == WAIT:
+            continue
+        assert decision.level == top
+        assert (decision.batch, whom) in ((2, EVERYONE), (1, CRITICAL))
