@@ -21,7 +21,7 @@ from adaptive.controller import Controller, engine_arrays
 from adaptive.feedback import Pending
 from adaptive.governor import Governor
 from adaptive.health import Health
-from adaptive.isolation import Process, Remote
+from adaptive.isolation import Lost, Process, Remote
 from adaptive.loop import Loop
 from adaptive.snapshot import Snapshot, filled
 from adaptive.spending import Spending
@@ -81,6 +81,8 @@ class Agent:
                 config.sinks,
                 prepare=self._prepare if self.process else None,
             )
+            if self.process:
+                self.process.gone = self.loop.renew
             self.spending = Spending(config.governor, self.banks, self._processes)
             self.health = Health(self.loop, self.process is not None, self.spending.memory)
             learns = bool(config.model.learn_every_samples)
@@ -198,8 +200,10 @@ class Agent:
             taken = Snapshot(self.banks, self.tracks)
             try:
                 await taken.take_beside(self.loop.model, self._busy)
-            except RuntimeError as error:  # gone, failed, or begun anew: the loop will see to it
+            except RuntimeError as error:  # gone, failed, or begun anew
                 LOG.warning("no checkpoint: %s", error)
+                if isinstance(error, Lost):
+                    self.loop.renew(error)
                 continue
             saved = await asyncio.to_thread(self._save, path, taken.arrays, taken.header)
             del taken  # it holds as much as the models

@@ -28,6 +28,7 @@ from adaptive.demand import CRITICAL, EVERYONE, Group, Whom
 # twice as many afterwards. Older ones are left out of its memory.
 QUEUE, QUEUE_LEAST = 4096, 32
 RECENT = 0.02  # weight of the newest answer in the share of those that were refined
+FIRM_MOST = 1024  # answers in a row that a promise may be about
 HOPE, HOPE_RATE = 0.5, 0.1  # the model is waited for while so many of its estimates are in time
 
 
@@ -53,10 +54,10 @@ class Rank:
 
     def __post_init__(self) -> None:
         least, of = self.firm
-        if not 0 <= least <= of or of < 1:
+        if not (0 <= least <= of and 1 <= of <= FIRM_MOST):
             raise ValueError(
-                "firm must be [m, k] with 0 <= m <= k and k of at least 1: of any k answers in a "
-                f"row at least m are refined; got {list(self.firm)}"
+                f"firm must be [m, k] with 0 <= m <= k and k from 1 to {FIRM_MOST}: of any k "
+                f"answers in a row at least m are refined; got {list(self.firm)}"
             )
         if not 0.0 < self.weight < inf:
             raise ValueError(f"weight must be above 0, got {self.weight}")

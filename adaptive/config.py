@@ -7,7 +7,7 @@ so the docstrings are the manual, and a plug-in's options need no code here.
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -27,6 +27,7 @@ from sensors.transforms import Chain
 
 T = TypeVar("T")
 TABLES = ("agent", "model", "alarms", "governor", "page", "broker", "source", "sink")
+COMMON = ("deadline_ms", "transform")  # keys of any source, with those of Alarms and Rank
 
 
 class ConfigError(ValueError):
@@ -220,7 +221,7 @@ def feed(
         raise ConfigError(f"{where}: deadline_ms must be a number above 0, got {deadline!r}")
     alarms = table(Alarms, dataclasses.asdict(alarms) | of(Alarms, entry), where)
     rank = table(Rank, of(Rank, entry), where)
-    source = plugin("sensors.sources", entry, connection, where)
+    source = plugin("sensors.sources", entry, connection, where, (*COMMON, *keys(Alarms, Rank)))
     made = Feed(source, Chain(links), deadline / 1e3, alarms, rank)
     try:
         made.streams()
@@ -242,8 +243,27 @@ def entries(content: Mapping[str, Any], key: str, where: str) -> list[Mapping[st
     return value
 
 
-def plugin(group: str, entry: Mapping[str, Any], connection: Connection | None, where: str) -> Any:
-    """Make what an entry's `kind` names, with the other keys as its options."""
+def keys(*classes: Any) -> list[str]:
+    """The keys of dataclasses."""
+    return [f.name for cls in classes for f in dataclasses.fields(cls)]
+
+
+def plugin(
+    group: str,
+    entry: Mapping[str, Any],
+    connection: Connection | None,
+    where: str,
+    also: Sequence[str] = (),
+) -> Any:
+    """Make what an entry's `kind` names, with the other keys as its options.
+
+    Args:
+        group: Of entry points.
+        entry: Its table.
+        connection: To the broker.
+        where: The entry is, for messages.
+        also: Keys that were taken out of it before, to be named where one is not known.
+    """
     entry = dict(entry)
     kind = entry.pop("kind", None)
     if not isinstance(kind, str):
@@ -253,7 +273,7 @@ def plugin(group: str, entry: Mapping[str, Any], connection: Connection | None, 
         cls = plugins.load(group, kind)
     except (LookupError, ImportError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    made = table(cls, entry, f"{where} ({kind})")
+    made = table(cls, entry, f"{where} ({kind})", also)
     if "connection" in {f.name for f in dataclasses.fields(cls)}:
         if connection is None:
             raise ConfigError(f"{where} ({kind}): needs a [broker] table, there is none")
@@ -261,8 +281,14 @@ def plugin(group: str, entry: Mapping[str, Any], connection: Connection | None, 
     return made
 
 
-def table(cls: type[T], content: Any, where: str) -> T:
+def table(cls: type[T], content: Any, where: str, also: Sequence[str] = ()) -> T:
     """Make a dataclass from a table.
+
+    Args:
+        cls: The dataclass.
+        content: The table.
+        where: It is, for messages.
+        also: Other keys that it might have had.
 
     Raises:
         ConfigError: A key is not known, a value is of the wrong type, or the class refuses it.
@@ -274,7 +300,7 @@ def table(cls: type[T], content: Any, where: str) -> T:
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         if f.init and f.name != "connection"
     }
-    known(content, fields, where)
+    known(content, fields, where, also)
     needed = [
         name
         for name, f in fields.items()
@@ -304,10 +330,11 @@ def table(cls: type[T], content: Any, where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def known(content: Mapping[str, Any], names: Any, where: str) -> None:
+def known(content: Mapping[str, Any], names: Any, where: str, also: Sequence[str] = ()) -> None:
     """Refuse keys that mean nothing, with the nearest that does."""
     for key in content:
         if key not in names:
-            near = get_close_matches(key, names, 1, 0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(names)}."
+            every = [*names, *also]
+            near = get_close_matches(key, every, 1, 0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(every)}."
             raise ConfigError(f"{where}: unknown key {key!r}. {hint}")

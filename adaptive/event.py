@@ -23,7 +23,7 @@ References:
 """
 
 from collections.abc import Sequence
-from math import exp, isfinite, nan
+from math import exp, nan
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -45,6 +45,9 @@ NEIGHBOURS, AS_NEAR = 5, 1.5  # that a label is held against; and how near, rela
 LABELLED = ("moments", "keys", "said", "found")  # one row of each for a label
 # The arrays that outlive a restart.
 ARRAYS = ("values", "above", "unit", *LABELLED, "past", "weights")
+ABSURD = 1e15  # as good as not measured; its square fits in what shapes are kept in
+LARGEST_SHAPE = 1e4  # of the numbers of a shape, in units; one that has more is of no moment
+OUTLIER = 1e3  # usual deviations from the middle; what is farther is of no weight in the unit
 STRETCH, PARTS = 96, 8  # [samples] between moments learned of a stretch, and how many
 
 
@@ -83,7 +86,7 @@ class Head:
 
         Args:
             index: Number of the sample in its stream; what was left out is held.
-            values: Of the sample, centred; NaN where not measured.
+            values: Of the sample, centred; NaN where not measured, as which `ABSURD` ones count.
             above: How strange it is.
         """
         length = len(self.values)
@@ -91,9 +94,9 @@ class Head:
             held = self.values[(self.count - 1) % length].tolist()
             for missing in range(max(self.count, index - length), index):
                 self._put(missing, held, 0.0)
-        if not all(map(isfinite, values)):
+        if not all([-ABSURD < x < ABSURD for x in values]):  # nor is NaN
             held = self.values[(index - 1) % length].tolist()
-            values = [x if isfinite(x) else h for x, h in zip(values, held, strict=True)]
+            values = [x if -ABSURD < x < ABSURD else h for x, h in zip(values, held, strict=True)]
         self._put(index, values, above)
         oldest = self.count - length + LENGTHS[-1]
         while self.waiting and (moment := self.waiting[0][0]) + LOOK < self.count:
@@ -140,14 +143,16 @@ class Head:
     def _learn(self, moment: int, label: int) -> None:
         if not self.learned:
             seen = self.values[: min(self.count, len(self.values))]
-            self.unit = np.maximum(seen.std(axis=0), 1e-6 * np.abs(seen).max(axis=0) + 1e-12)
+            self.unit = unit(seen)
         changed = np.flatnonzero((self.moments == moment) & (self.said != label))
         if len(changed):
             self._drop(changed)
             self._compare()
+        shapes = [self._shapes(moment + np.array(ENDS), length) for length in LENGTHS]
+        if np.abs(shapes).max() >= LARGEST_SHAPE:
+            return  # beside an absurd value nobody sees what it is like
         found = self._found(np.arange(moment, moment + LOOK + 1, EVERY))
         clearest = found[np.argmax(found.sum(axis=1))]
-        shapes = [self._shapes(moment + np.array(ENDS), length) for length in LENGTHS]
         self.moments = np.append(self.moments, moment)
         self.keys = np.concatenate((self.keys, np.stack(shapes)[None]))
         self.said = np.append(self.said, float(label))
@@ -196,6 +201,7 @@ class Head:
         window = np.add.reduce(window.reshape(len(ends), POINTS, each, -1), axis=2) / each
         window -= np.add.reduce(window, axis=1, keepdims=True) / POINTS
         window /= self.unit * np.float32(np.sqrt(window[0].size))
+        np.clip(window, -LARGEST_SHAPE, LARGEST_SHAPE, out=window)
         return window.reshape(len(ends), -1)
 
     def _found(self, ends: Int[np.ndarray, " moments"]) -> Float[np.ndarray, "moments features"]:
@@ -231,6 +237,15 @@ class Head:
         self.probability = float(saved["probability"])
         self.apart = np.zeros((0, 0), np.float32)
         self._compare()
+
+
+def unit(seen: Float[np.ndarray, "samples channels"]) -> Float[np.ndarray, " channels"]:
+    """The deviation of each channel, which a few absurd values do not change."""
+    middle = np.median(seen, axis=0)
+    off = np.abs(seen - middle)
+    usual = np.median(off, axis=0)
+    held = np.where((off > OUTLIER * usual) & (usual > 0.0), middle, seen)
+    return np.maximum(held.std(axis=0), 1e-6 * np.abs(held).max(axis=0) + 1e-12)
 
 
 def prior() -> Float[np.ndarray, " features"]:

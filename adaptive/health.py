@@ -66,9 +66,12 @@ class Health:
                 await self.loop.ready.wait()
                 while True:
                     await asyncio.sleep(ASK)
-                    await self._ask()
+                    try:
+                        await self._ask()
+                    except RuntimeError as error:
+                        self.loop.renew(error)
         finally:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, RuntimeError):
                 await asyncio.wait_for(self._ask(), PATIENCE)
             self.collector.stop()
 
@@ -77,13 +80,10 @@ class Health:
         if not (self.loop.ready.is_set() and self.loop.banks):
             return
         engine = self.loop.banks[0].controller.engine  # of any: it is about their process
-        try:
-            async with self.loop.model:
-                compiled = dict(await engine.beside("compiled"))
-                if self.apart:
-                    self.worker = Collections(*await engine.beside("collections"))
-        except RuntimeError:  # whoever needs its answers will notice
-            return
+        async with self.loop.model:
+            compiled = dict(await engine.beside("compiled"))
+            if self.apart:
+                self.worker = Collections(*await engine.beside("collections"))
         if compiled != self.compiled:
             LOG.warning(
                 "compiled while samples are answered, which keeps them waiting: %s. All programs "

@@ -43,6 +43,7 @@ class Process:
         patience: What is asked of it beside the event loop is to be answered so soon, or it hangs
             and is killed [s].
         took: How long the last answer took there [s].
+        gone: Is told when it ends while nothing is asked of it.
     """
 
     def __init__(self, cpus: Sequence[int] = ()) -> None:
@@ -54,6 +55,7 @@ class Process:
         self.cpus = cpus
         self.engines = 0
         self.patience, self.took = SILENT, 0.0
+        self.gone: Callable[[Lost], None] | None = None
         # In the order of their answers; and who hears of their steps.
         self._asked: deque[tuple[asyncio.Future, Callable[[str], None]]] = deque()
         self._listens: asyncio.AbstractEventLoop | None = None
@@ -161,6 +163,7 @@ class Process:
             Lost: None comes.
         """
         if not self.line.poll(self.patience):
+            self.child.kill()  # as it hangs it would not end by itself either
             raise Lost(f"the process of the models said nothing for {self.patience:.0f} s")
 
     def _send(self, number: int, name: str, args: Sequence[Any]) -> None:
@@ -202,6 +205,8 @@ class Process:
                 self._listens.remove_reader(self.line.fileno())
         asked = self._asked.popleft()[0] if self._asked else None
         if asked is None or asked.done():
+            if isinstance(problem, Lost) and self.gone:
+                self.gone(problem)
             return
         if problem:
             asked.set_exception(problem)

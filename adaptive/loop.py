@@ -99,8 +99,8 @@ class Loop:
                 self._reading = len(self.sources)
                 for source in self.sources:
                     group.create_task(self._ingest(source))
-                beside = [self._keep_ready(), self.publisher.run()]
-                beside = [group.create_task(one) for one in beside]
+                beside = [group.create_task(self._keep_ready())]
+                beside.append(group.create_task(self.publisher.run()))
                 await self._score()
                 for task in beside:
                     task.cancel()
@@ -149,10 +149,11 @@ class Loop:
             bank.taken = []
             self._look(bank, now)
 
-    def renew(self) -> None:
-        """Have the models made anew, though nothing is wrong with them."""
+    def renew(self, error: RuntimeError | None = None) -> None:
+        """Have the models made anew, for they are gone, or though nothing is wrong with them."""
         if self.prepare and self.ready.is_set():
-            self._do_without(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            self._break(error, now) if error else self._do_without(now)
 
     def _do_without(self, now: float) -> None:
         """Answer what waits without the models, until they have been made anew."""
@@ -214,8 +215,7 @@ class Loop:
         clock = asyncio.get_running_loop().time
         if bank.controller.unsound:
             return await self._forget(bank, clock())
-        before, backlog = clock(), bank.backlog
-        due = bank.urgency()
+        before, backlog, due = clock(), bank.backlog, bank.urgency()
         (level, batch, sure, after), whom = self._decide(bank, before)
         after += bank.beyond - 1e-9  # that it was subtracted must not round anybody away
         while (head := backlog.head()) and head.due < after:  # these cannot be had in time
@@ -364,10 +364,8 @@ class Loop:
         except RuntimeError as error:
             return self._break(error, clock())
         bank.learn_cost = bank.governor.step_cost(bank.learn_cost, clock() - before)
-        if landed:
-            track.counters.learn_steps += 1
-        else:
-            track.counters.learn_rejected += 1
+        track.counters.learn_steps += bool(landed)
+        track.counters.learn_rejected += not landed
 
     # --- the account ----------------------------------------------------------------------------
 

@@ -39,6 +39,10 @@ class Outlet:
         if len(self.outbox) > OUTBOX:
             shed(self.outbox.popleft()[0], "sink_full")
 
+    def late(self, now: float) -> float:
+        """For how long the result that waits longest has been past its deadline [s]."""
+        return max(now - self.outbox[0][0].deadline, 0.0) if self.outbox else 0.0
+
     def end(self) -> None:
         """Have `run` return as soon as all results are out."""
         self._closing = True

@@ -20,6 +20,7 @@ LOG = logging.getLogger(__name__)
 EVERY = 0.5  # [s] between two readings of energy
 SELDOM = 2  # readings between two of the quota and the battery, which change seldom
 SHORT = 60.0  # [s] between two log lines that a budget is too small
+LASTS = 10  # readings in a row in which something is left out, until it is
 HOUR = 3600.0  # [s]
 LEAST = 60.0  # [s] for which what a battery has left is made to last at least
 ROOT = Path("/")
@@ -50,7 +51,7 @@ class Spending:
         self.quota: quota.Quota | None = None
         self.battery: energy.Battery | None = None
         self._unplugged = self._measured = -inf  # [s]
-        self._left_out = 0
+        self._left_out = self._short = 0  # samples, readings
         self._said = self._told = -inf  # [s] that a budget is too small, and that memory is
         if settings.cpu_share:
             self.budget.limit("cpu", settings.cpu_share)
@@ -112,17 +113,20 @@ class Spending:
                 self.budget.measured(left.power * elapsed)  # of the whole machine
             elif joules is not None:
                 self.budget.measured(joules)
-        left_out = sum(bank.left_out for bank in self.banks)
-        if self.budget.price > 0.0 and left_out > self._left_out and now - self._said > SHORT:
+        before, self._left_out = self._left_out, sum(bank.left_out for bank in self.banks)
+        is_short = self.budget.price > 0.0 and self._left_out > before
+        self._short = self._short + 1 if is_short else 0
+        if self._short >= LASTS and now - self._said > SHORT:
             self._said = now
             LOG.warning(
-                "the budget (%s) is below what all samples need at the cheapest level: %d were "
-                "left out of the model's memory, and have mandatory answers. Allow more, or send "
-                "less",
+                "the budget (%s) is too small: for %.0f s samples have been left out of the "
+                "model's memory, and have mandatory answers, %d in the last %.1f s. Allow more, "
+                "or send less",
                 described(self.budget),
-                left_out - self._left_out,
+                EVERY * self._short,
+                self._left_out - before,
+                EVERY,
             )
-            self._left_out = left_out
 
     def remember(self, now: float) -> None:
         """Look at what is held.

@@ -163,12 +163,15 @@ def lines(track: Track) -> list[tuple[str, str]]:
     full = {names[level]: count for level, count in sorted(c.levels.items()) if level >= 0}
     unread = c.rejected | ({"duplicate": c.duplicates} if c.duplicates else {})
     latencies = " / ".join(latency(track, q) for q in (0.5, 0.99, 0.999))
+    least, of = track.line.rank.firm
+    kept = f"{least} of any {of} answers refined: broken by {track.line.broken}"
     return [
         ("received", f"{c.received} = {c.full} full + {c.mandatory} mandatory + {c.given_up} shed"),
         ("full", listed(full)),
         *([("mandatory", listed(c.reasons))] if c.reasons else []),
         *([("shed", listed(c.shed))] if c.shed else []),
         *([("missed", listed(c.causes))] if c.causes else []),
+        *([("promise", kept)] if least else []),
         *([("left out", f"{c.left_out} never seen by the model")] if c.left_out else []),
         ("in time", f"{in_time(c)}, p50 / p99 / p99.9 = {latencies} ms"),
         ("missing", f"{c.missing}, rejected {listed(unread)}"),

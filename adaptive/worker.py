@@ -3,8 +3,10 @@
 It answers one request after the other, over the socket that it inherits, and ends with it.
 """
 
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,6 +18,15 @@ from adaptive.engine import Engine
 from adaptive.frames import decode, encode
 from adaptive.garbage import Collector
 from adaptive.settings import Level, Model
+
+LOOK = 1.0  # [s] between two looks at whether whoever started us lives
+
+
+def follow(parent: int) -> None:
+    """End when whoever started us has died, also while something is compiled for them."""
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os._exit(1)
 
 
 def answer(
@@ -65,6 +76,7 @@ def replies(engines: dict[int, Engine], collector: Collector, request: bytes) ->
 
 if __name__ == "__main__":
     # Whoever started it says when it ends: by closing the socket.
+    threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     serve(Connection(int(sys.argv[1])))

@@ -27,6 +27,8 @@ WRONG = {
         ["source 1 (simulated-ecg)", "'sampling_rate'", "mean 'sampling_rate_hz'"],
     ),
     "key unlike any": (f"{ECG}xyzzy = 1\n", ["source 1", "'xyzzy'", "Known are", "leads"]),
+    "unknown key of any source": (f"{ECG}criticl = true\n", ["'criticl'", "mean 'critical'"]),
+    "too long a promise": (f"{ECG}firm = [1, 1000000000000]\n", ["k from 1 to 1024"]),
     "internal key": (f"{ECG}connection = 3\n", ["source 1", "unknown key 'connection'"]),
     "key of the second source": (
         f'{ECG}{ECG}stream = "b"\nlead = 2\n',

@@ -33,7 +33,7 @@ def lived(head, values, labels=(), first=0):
         while labels and labels[0][0] <= n:
             _, moment, label = labels.pop(0)
             head.learn(np.array([moment]), label)
-        said.append(head.observe(n, [float(x)], float(abs(x))))
+        said.append(head.observe(n, [float(x)], min(float(abs(x)), 1e9)))
     return np.array(said)
 
 
@@ -193,6 +193,23 @@ def test_samples_that_were_left_out_and_missing_values_are_held():
     assert head.count == 2001
     assert head.values[at, 0] == 3
     assert (np.delete(head.values[:, 0], at) == 7).all()
+
+
+@pytest.mark.parametrize("absurd", [1e300, 9.96921e36, 1e14, 1e6, -np.inf])
+@pytest.mark.parametrize("when", ["before the first label", "after labels"])
+def test_an_absurd_value_takes_no_event_away(absurd, when):
+    values, starts, names = stream(np.random.default_rng(1), 40)
+    labels = [
+        (start + 300, int(start) + 20, int(name == "up"))
+        for start, name in zip(starts[:20], names[:20], strict=True)
+    ]
+    spoiled = values.copy()
+    spoiled[200 if when == "before the first label" else starts[18] + 130] = absurd
+    said, wanted = (lived(Head(MEMORY, 1), given, labels) for given in (spoiled, values))
+    late = np.arange(len(values)) > starts[24]
+    assert np.isfinite(said[late]).all()
+    np.testing.assert_allclose(said[late], wanted[late], atol=0.2)
+    assert (said[late] > 0.5).any()
 
 
 def test_no_more_labels_are_kept_than_fit(monkeypatch):

@@ -80,8 +80,11 @@ def test_what_was_compiled_after_the_start_is_warned_of_once(loop, virtual_time,
 def test_an_agent_whose_models_are_gone_says_what_it_knows(loop, virtual_time, monkeypatch):
     one = Health(loop, True, Memory(inf))
     monkeypatch.setattr(loop.banks[0].controller.engine, "lost", True)
+    told = []
+    monkeypatch.setattr(loop, "renew", told.append)
     run(virtual_time, one, 2.5 * health.ASK)
     assert one.worker is None
+    assert len(told) == 2
     assert "of models" not in dict(one.lines())
     assert dict(one.lines())["compiled"] == "nothing after the start"
 

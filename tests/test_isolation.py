@@ -1,8 +1,11 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +173,50 @@ def test_a_process_that_is_killed_is_missed_at_once():
         engine.arrays()
     process.close()
     assert process.child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_while_nothing_is_asked_of_it_is_missed_at_once():
+    process, told = Process(), []
+    engine, process.gone = Remote(process, 1, CHANNELS, SETTINGS), told.append
+
+    async def main():
+        assert await engine.beside("make", 1, CHANNELS, asdict(SETTINGS))
+        os.kill(process.child.pid, signal.SIGKILL)
+        async with asyncio.timeout(10.0):
+            while not told:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert len(told) == 1
+    assert isinstance(told[0], Lost)
+    process.close()
+
+
+@pytest.mark.slow
+def test_the_process_ends_when_the_one_that_started_it_dies_whatever_it_does():
+    code = (
+        "import os, signal, sys; from adaptive.isolation import Process; p = Process(); "
+        "print(p.child.pid, flush=True); os.kill(p.child.pid, signal.SIGSTOP); "
+        "sys.stdin.read()"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    pid = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait()
+    os.kill(pid, signal.SIGCONT)
+    for _ in range(300):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("it goes on")
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import re
 import socket
+from collections import deque
 from importlib.resources import files
 from math import inf, nan
 from types import SimpleNamespace
@@ -21,13 +23,14 @@ from adaptive.governor import Governor
 from adaptive.health import Health
 from adaptive.loop import Loop
 from adaptive.memory import Memory
+from adaptive.outlet import Outlet
 from adaptive.page import answers, guard, server, trace, view, watcher
 from adaptive.page.watcher import Watcher
 from adaptive.settings import EXPERTS, Model
 from adaptive.sinks import Result
 from adaptive.surprise import USUAL
 from adaptive.telemetry import Quantiles
-from sensors.sample import Sample, Stream
+from sensors.sample import Sample, Stream, Unavailable
 from sensors.testing import ListSource
 from sensors.transforms import Chain
 
@@ -107,6 +110,32 @@ def test_the_account_adds_up_in_every_message_while_streams_go_on_counting():
     for bank in range(2):  # and each bank's is its own
         shown = one.message(0.0)["banks"][bank]
         assert sum(shown["answers"].values()) > shown["mandatory"] > 0
+
+
+class Away:
+    """A sink that takes nothing."""
+
+    async def write(self, results):
+        raise Unavailable("away")
+
+    async def close(self):
+        """Do nothing."""
+
+
+def test_answers_that_a_sink_does_not_take_are_not_in_time():
+    loop = several(2)
+    loop.outlets = [Outlet(Away(), random.Random(0))]
+    deadline = min(track.deadline for track in loop.tracks.values())
+    waiting = SimpleNamespace(deadline=10.0)
+    for now, found in ((9.0, True), (10.0 + 2 * deadline, False)):
+        loop.outlets[0].outbox = deque([(waiting, None)])
+        told = view.able(loop, health_of(loop), now)
+        assert (told["in_time"], told["sinks_behind"]) == (
+            found,
+            [] if found else ["SimpleNamespace"],
+        )
+    loop.outlets[0].outbox.clear()
+    assert view.able(loop, health_of(loop), now)["in_time"]
 
 
 def test_a_message_is_of_bounded_size_and_has_the_streams_that_are_worth_looking_at_first():

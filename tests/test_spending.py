@@ -16,7 +16,7 @@ from adaptive.decision import Settings
 from adaptive.energy import Battery
 from adaptive.governor import Governor
 from adaptive.quota import Quota
-from adaptive.spending import EVERY, Spending
+from adaptive.spending import EVERY, LASTS, Spending
 
 
 def banks(many=2):
@@ -157,10 +157,13 @@ def test_a_budget_that_is_too_small_for_all_samples_is_said_once_in_a_while(tmp_
     said = Counter()
     with caplog.at_level(logging.WARNING):
         for n in range(240):
-            some[0].left_out += 5
+            some[0].left_out += 5 * (n > LASTS or n < 3)  # what waited at the start is not enough
             spending.take(EVERY * n, None, None, None)
             said[int(EVERY * n / 60)] = len(caplog.records)
+            assert caplog.records or n < 2 * LASTS
+            assert not caplog.records or n >= 2 * LASTS
     assert [said[k] for k in range(2)] == [1, 2]
-    assert "below what all samples need" in caplog.records[-1].getMessage()
+    assert "is too small: for 5 s samples" in caplog.records[0].getMessage()
+    assert "5 in the last 0.5 s" in caplog.records[-1].getMessage()
     assert "left out of the model's memory" in caplog.records[-1].getMessage()
     assert "price" in described(spending.budget)

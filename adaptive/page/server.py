@@ -166,7 +166,7 @@ class Page:
         return Watcher(self.loop, self.health, self._started, find, chosen)
 
     async def _health(self, request: Request) -> Response:
-        found = able(self.loop, self.health)
+        found = able(self.loop, self.health, asyncio.get_running_loop().time())
         status = 200 if found["ready"] and found["in_time"] else 503
         return answer(status, found)
 

@@ -48,6 +48,9 @@ def about(track: Track) -> dict[str, Any]:
         "channels_in_all": len(track.stream.channels),
         "deadline_ms": 1e3 * track.deadline,
         "error_ratio": track.error_ratio,
+        "critical": track.line.rank.critical,
+        "firm": list(track.line.rank.firm),  # m of k
+        "broken": track.line.broken,  # answers that broke it
         "dismissed": track.counters.dismissed,
         "feedback": track.counters.feedback,
     }
@@ -192,13 +195,15 @@ def agent(loop: Loop, health: Health) -> dict[str, Any]:
     }
 
 
-def able(loop: Loop, health: Health) -> dict[str, Any]:
+def able(loop: Loop, health: Health, now: float) -> dict[str, Any]:
     """Whether answers are refined, and in time."""
     ready, late = loop.ready.is_set(), health.heartbeat.newest
     deadline = min((track.deadline for track in loop.tracks.values()), default=inf)
+    behind = [type(outlet.sink).__name__ for outlet in loop.outlets if outlet.late(now) > deadline]
     return {
         "ready": ready,
-        "in_time": late < deadline,
+        "in_time": late < deadline and not behind,
+        "sinks_behind": behind,
         "lag_ms": 1e3 * late,
         "preparing": "" if ready else loop.preparing or "starting",
     }

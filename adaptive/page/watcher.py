@@ -153,7 +153,7 @@ class Watcher:
         return {
             "now_s": now,
             "running_s": now - self.started,
-            **view.able(self.loop, self.health),
+            **view.able(self.loop, self.health, now),
             "rate_hz": survey.rate,
             "streams": {
                 "in_all": len(survey.tracks),

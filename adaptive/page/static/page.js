@@ -169,9 +169,11 @@ function showChosen(c, now) {
   if (!c) return;
   const error = c.error_ratio === null ? "" : `; squared error of the forecasts ${share(c.error_ratio)} of that of "it stays as it is"`;
   const more = c.channels.length < c.channels_in_all ? `; the first ${c.channels.length} of ${c.channels_in_all} channels` : "";
+  const [least, of] = c.firm, ranks = (c.critical ? "; critical" : "") +
+    (least ? `; ${least} of any ${of} answers refined: ${whole(c.broken)} broke that` : "");
   texts([place("chosen-name"), place("chosen-about")], [
     c.name,
-    `answered within ${number(c.deadline_ms)} ms${error}${more}; ${c.feedback.received} answers and labels, ` +
+    `answered within ${number(c.deadline_ms)} ms${ranks}${error}${more}; ${c.feedback.received} answers and labels, ` +
     `${c.feedback.learned} learned; ${c.dismissed} samples kept quiet as dismissed before`,
   ]);
   extend(c);
