@@ -21,13 +21,16 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
+from adaptive import quota as quotas
 from adaptive.bank import Bank, Track
+from adaptive.budget import Budget
 from adaptive.contest import QUALITY, SMALL
 from adaptive.controller import Controller
 from adaptive.disturbances import CPU, MEMORY, Impossible, quota, stopped, stress
 from adaptive.feedback import Pending
 from adaptive.isolation import Process, Remote
 from adaptive.loop import SPARE_LEAST, Loop
+from adaptive.meters import CpuMeter
 from adaptive.policies import GUARD
 from adaptive.settings import Model
 from adaptive.simulation import Profile
@@ -176,6 +179,13 @@ class Bench:
         full = self.profile.every()[-1][len(self.streams) - 1]
         return round(ROOM * full + GUARD + BEYOND + SPARE_LEAST, 3)
 
+    def budget(self) -> Budget | None:
+        """What an agent would find that it may spend here."""
+        budget, found = Budget(CpuMeter(lambda: [self.process.child.pid])), quotas.find()
+        if found:
+            budget.stop_at(*found)
+        return budget if budget else None
+
     async def live(self, name: str, deadline: float, seconds: float, first: int = 0) -> Lived:
         """Let the policies live through a case, in turns.
 
@@ -189,11 +199,11 @@ class Bench:
             Impossible: It cannot be had here.
             AssertionError: A sample was lost.
         """
-        case, policies = CASES[name], contestants(self.profile)
-        rounds = max(round(seconds / TURN / len(policies)), 1)
-        turn = seconds / rounds / len(policies)
-        load = os.getloadavg()[0]
+        case, load = CASES[name], os.getloadavg()[0]
         with case.during([os.getpid(), self.process.child.pid]) as told:
+            policies = contestants(self.profile, self.budget())
+            rounds = max(round(seconds / TURN / len(policies)), 1)
+            turn = seconds / rounds / len(policies)
             clock = asyncio.get_running_loop().time
             begin = clock() + AHEAD + WARMING
             schedule = Schedule(begin, turn, order(list(policies), rounds, first))

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from adaptive.backlog import Line
 from adaptive.bank import Bank, Waiting
+from adaptive.budget import Budget
 from adaptive.contest import MISS, OURS, QUALITY, SMALL
 from adaptive.decision import Decision
 from adaptive.governor import Governor
 from adaptive.ladder import Row
 from adaptive.policies import Alert, Margin, Static
-from adaptive.policy import Looking, Policy
+from adaptive.policy import Looking, Paying, Policy
 from adaptive.simulation import Profile
 from adaptive.sinks import Result
 
@@ -92,11 +93,16 @@ class Turns(Governor):
         """As a `Policy`."""
         assert self.bank, "attach the bank first"
         name, self._since = self.schedule.at(now)
+        policy = self.policies[name]
+        payer = policy if isinstance(policy, Paying) else None
         if name != self._name:
             self._name = name
             for line in self.lines:  # nobody inherits another one's record
                 line.hope = 1.0
-        found = self.policies[name].decide(slack, queue, now)
+            if payer and payer.budget:  # nor pays for others
+                payer.budget.leave_out(now)
+        found = policy.decide(slack, queue, now)
+        self.wait = payer.wait if payer else 0.0
         self._slack, self._meant = slack, found.sure and found.level >= 0
         self._open = {one for one in self.bank.backlog if not one.answered}
         return found
@@ -160,10 +166,11 @@ class Tally:
         """Do nothing."""
 
 
-def contestants(profile: Profile) -> dict[str, Policy]:
-    """What is compared, by name."""
+def contestants(profile: Profile, budget: Budget | None = None) -> dict[str, Policy]:
+    """What is compared, by name; only the governor knows of a budget."""
     governor = Governor()
-    governor.init(profile.measured())
+    governor.init(profile.measured(), QUALITY[1:])
+    governor.budget = budget
     return {
         OURS: governor,
         SMALL: Static(profile),

@@ -132,7 +132,7 @@ def test_answers_that_a_sink_does_not_take_are_not_in_time():
         told = view.able(loop, health_of(loop), now)
         assert (told["in_time"], told["sinks_behind"]) == (
             found,
-            [] if found else ["SimpleNamespace"],
+            [] if found else ["Away"],
         )
     loop.outlets[0].outbox.clear()
     assert view.able(loop, health_of(loop), now)["in_time"]
