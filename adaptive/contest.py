@@ -331,7 +331,7 @@ def stepped(found: Sequence[dict[str, Outcome]], names: Sequence[str]) -> Table:
     """How all steps were followed."""
     about = (
         "after a step, mean and most: calls late within half a second; calls until the level is "
-        "right; after its end, [ms] until it is as before"
+        "right; after its end, milliseconds until it is as before"
     )
     made = Table(title=about, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("", "late", "", "until right", "", "until back", ""):
