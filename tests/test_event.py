@@ -195,7 +195,7 @@ def test_samples_that_were_left_out_and_missing_values_are_held():
     assert (np.delete(head.values[:, 0], at) == 7).all()
 
 
-@pytest.mark.parametrize("absurd", [1e300, 9.96921e36, 1e14, 1e6, -np.inf])
+@pytest.mark.parametrize("absurd", [1e300, 9.96921e36, 1e6])
 @pytest.mark.parametrize("when", ["before the first label", "after labels"])
 def test_an_absurd_value_takes_no_event_away(absurd, when):
     values, starts, names = stream(np.random.default_rng(1), 40)

@@ -206,17 +206,21 @@ def test_a_call_that_the_model_dies_in_costs_its_samples_the_better_answer_and_n
     assert SAMPLES - sum(found.refined) < 1.2 * down
 
 
-@pytest.mark.parametrize(("site", "share"), [(BEDSIDE, 0.3), (GATEWAY, 0.25)])
-def test_a_budget_is_kept_with_critical_streams_and_costs_no_more_quality_than_without(site, share):
-    given = world("quiet", site, LEVELS, (3 if site is BEDSIDE else 8) * SAMPLES, 1)
+def budgeted(share):
+    """A slow site with so much of a core, with a critical stream and without one."""
+    given = world("quiet", BEDSIDE, LEVELS, 2 * SAMPLES, 1)
     ample, short, then = (k * given.length for k in (0.0, 0.2, 0.35))
-    given = replace(given, budgets=((ample, 0.9), (short, 0.7 * share), (then, share)))
-    ranks = tuple(Rank(critical=k % 4 == 0) for k in range(site.streams))
-    some, none = (
-        simulate(one, PROFILE, policies(one)[OURS]())
-        for one in (replace(given, ranks=ranks), given)
-    )
-    assert some.spent <= 1.06 * some.granted  # within few seconds
+    given = replace(given, budgets=((ample, 0.9), (short, 0.8 * share), (then, share)))
+    ranks = tuple(Rank(critical=k == 0) for k in range(BEDSIDE.streams))
+    ranked = replace(given, ranks=ranks)
+    return [simulate(one, PROFILE, policies(one)[OURS]()) for one in (ranked, given)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3])
+def test_a_budget_is_kept_with_critical_streams_and_costs_no_more_quality_than_without(share):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        some, none = pool.submit(budgeted, share).result()
+    assert some.spent <= 1.03 * some.granted
     worths = [one.quality(QUALITY[0], QUALITY[1:]) for one in (some, none)]
     assert worths[0] >= 0.95 * worths[1]
     assert some.best >= 0.5 * some.critical
