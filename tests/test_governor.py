@@ -2,6 +2,7 @@ import math
 import random
 from collections import deque
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -679,11 +680,12 @@ def test_others_are_taken_along_where_that_is_worth_more_than_what_they_would_bu
 
 
 def test_who_is_taken_along_with_critical_streams_has_their_level():
-    top = len(COSTS) - 1
-    for price in np.geomspace(0.01, 10, 40).tolist():
+    top, taken = len(COSTS) - 1, set()
+    for slack, price in product((15e-3, 20e-3, 30e-3), np.geomspace(0.01, 10, 40).tolist()):
         governor, now = priced(price)
-        decision, whom = governor.decide_among(30e-3, 2, now, Demand(Group(30e-3, 1)))
+        decision, whom = governor.decide_among(slack, 2, now, Demand(Group(slack, 1)))
         if decision.level == WAIT:
             continue
         assert decision.level == top
-        assert (decision.batch, whom) in ((2, EVERYONE), (1, CRITICAL))
+        taken.add((decision.batch, whom))
+    assert taken == {(2, EVERYONE), (1, CRITICAL)}
